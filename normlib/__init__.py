@@ -1,0 +1,41 @@
+"""Normalization for NumPy arrays on the CPU, and an RNN runtime with a normalizer at every step."""
+
+from normlib import errors
+from normlib.functional import (
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_forward,
+    layer_norm,
+    layer_norm_backward,
+    layer_norm_forward,
+)
+from normlib.info import __version__, show_config
+from normlib.moments import Moments, moments
+from normlib.normalizers import BatchNorm, LayerNorm, NoOp, Normalizer
+from normlib.registry import available, create, register
+from normlib.rnn import RNN
+from normlib.threads import get_num_threads, set_num_threads
+
+__all__ = [
+    "RNN",
+    "BatchNorm",
+    "LayerNorm",
+    "Moments",
+    "NoOp",
+    "Normalizer",
+    "__version__",
+    "available",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "create",
+    "errors",
+    "get_num_threads",
+    "layer_norm",
+    "layer_norm_backward",
+    "layer_norm_forward",
+    "moments",
+    "register",
+    "set_num_threads",
+    "show_config",
+]

@@ -1,0 +1,7 @@
+"""``python -m normlib``."""
+
+import sys
+
+from normlib.cli import main
+
+sys.exit(main())

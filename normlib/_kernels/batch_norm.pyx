@@ -1,0 +1,788 @@
+"""Batch normalization of views (outer, C, inner): statistics per channel over the other two axes.
+
+Arrays come in checked: C-contiguous, of one dtype (float32 or float64), no axis empty; statistics
+in float64.
+
+Design
+------
+Two memory orders, and so two loops for each step. Where inner is 1 the channels lie side by side,
+and a vector holds neighbouring channels ("columns"); else a vector holds neighbours of one channel
+("planes", each a contiguous run of inner elements).
+
+Sums over the batch run in blocks of a fixed size (ROWS rows, or PLANES planes), any thread taking
+any block; each block leaves its result in scratch, and blocks are merged in their order. Within a
+block the sums are those of rows.pxd: corrected two-pass, folded into double after FOLD steps.
+
+With scale = gain * rstd and offset = bias - mean_lo * scale, the output is
+fma(x - mean_hi, scale, offset). A channel whose scale is beyond the range of its type is done in
+double.
+"""
+from cython.parallel cimport prange
+from libc.math cimport sqrt
+
+from normlib._kernels.arrays cimport address, dim, is_single
+from normlib._kernels.rows cimport (
+    FOLD, Merged, Moments, ScaledMoments, merge, merge_none, merge_row, merged_moments,
+    needs_scaling, scaled_moments, unscaled_mean, unscaled_rstd, unscaled_var, vector_range,
+)
+from normlib._kernels.vec cimport (
+    MAX_BLOCK_VECS, MAX_WIDE_VECS, vf32, vf64, vf64_set, vreal,
+    at, at_out, block_vecs, lanes, vadd_deviation_to, vadd_to, vfirst, vfma, vfold, vget, vload_first, vput, vround,
+    vset, vstore_first, vsum_wide,
+)
+
+cdef enum:
+    ROWS = 64            # rows in a block of the column loops
+    PLANES = 16          # planes in a block of the plane loops
+    STRIP = 64           # columns of a work item; a block of floats, two of doubles
+
+
+cdef struct Shape:
+    Py_ssize_t outer
+    Py_ssize_t channels
+    Py_ssize_t inner
+
+
+cdef inline Py_ssize_t n_blocks(const Shape *shape) noexcept nogil:
+    if shape.inner == 1:
+        return (shape.outer + ROWS - 1) // ROWS
+    return (shape.outer + PLANES - 1) // PLANES
+
+
+cdef inline Py_ssize_t n_items(const Shape *shape) noexcept nogil:
+    """Work items: a block times a strip of columns, or times a channel."""
+    if shape.inner == 1:
+        return n_blocks(shape) * ((shape.channels + STRIP - 1) // STRIP)
+    return n_blocks(shape) * shape.channels
+
+
+def scratch_shape(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner):
+    """Shape of the float64 scratch that statistics and gradients need: blocks, sums, channels."""
+    cdef Shape shape = Shape(outer, channels, inner)
+    return n_blocks(&shape), 3, (channels + STRIP - 1) // STRIP * STRIP
+
+
+# ---- statistics ------------------------------------------------------------------------------------
+
+
+cdef void column_moments(
+    const vreal *x,         # IN  (n_rows, stride), at the first column
+    double *m,              # OUT (STRIP,) coarse mean
+    double *c,              # OUT (STRIP,) mean - m
+    double *m2,             # OUT (STRIP,) squared deviations from the mean
+    Py_ssize_t n_rows,
+    Py_ssize_t stride,
+    Py_ssize_t n_columns,   # at most one block of the type
+    bint exact,             # sum in double: too few rows for errors to average out
+) noexcept nogil:
+    cdef vreal center[MAX_BLOCK_VECS]
+    cdef vreal acc1[MAX_BLOCK_VECS]
+    cdef vreal acc2[MAX_BLOCK_VECS]
+    cdef vreal d
+    cdef vreal inverse = vset(1.0 / n_rows, x)
+    cdef int k
+    cdef int n_vecs = block_vecs(x)
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t r, i, stop
+    for k in range(n_vecs):
+        center[k] = vload_first(at(x, k * width), n_columns - k * width)
+        acc1[k] = vset(0, x)
+    for r in range(1, n_rows):
+        for k in range(n_vecs):
+            d = vload_first(at(x, r * stride + k * width), n_columns - k * width) - center[k]
+            acc1[k] = acc1[k] + d
+    for k in range(n_vecs):
+        center[k] = vfma(acc1[k], inverse, center[k])
+        for i in range(width):
+            m[k * width + i] = vget(&center[k], i)
+            c[k * width + i] = 0
+            m2[k * width + i] = 0
+    r = 0
+    while exact and r < n_rows:
+        for k in range(n_vecs):
+            vadd_deviation_to(
+                c + k * width, m2 + k * width,
+                vload_first(at(x, r * stride + k * width), n_columns - k * width), center[k])
+        r += 1
+    while r < n_rows:
+        stop = min(r + FOLD, n_rows)
+        for k in range(n_vecs):
+            acc1[k] = vset(0, x)
+            acc2[k] = vset(0, x)
+        while r < stop:
+            for k in range(n_vecs):
+                d = vload_first(at(x, r * stride + k * width), n_columns - k * width) - center[k]
+                acc1[k] = acc1[k] + d
+                acc2[k] = vfma(d, d, acc2[k])
+            r += 1
+        for k in range(n_vecs):
+            vadd_to(c + k * width, acc1[k])
+            vadd_to(m2 + k * width, acc2[k])
+    for i in range(n_vecs * width):
+        m2[i] -= c[i] * (c[i] / n_rows)
+        c[i] /= n_rows
+
+
+cdef void moments_item(
+    const vreal *x,         # IN  (outer, channels, inner)
+    double *scratch,        # OUT (blocks, 3, padded)
+    const Shape *shape,
+    Py_ssize_t padded,
+    Py_ssize_t item,
+) noexcept nogil:
+    cdef Py_ssize_t block = item % n_blocks(shape)
+    cdef Py_ssize_t channel = item // n_blocks(shape)
+    cdef Py_ssize_t block_columns = block_vecs(x) * lanes(x)
+    cdef Py_ssize_t n_rows, first, o, i
+    cdef double *out = scratch + 3 * block * padded
+    cdef Merged all
+    cdef Moments moments
+    if shape.inner == 1:
+        n_rows = min(ROWS, shape.outer - block * ROWS)
+        first = channel * STRIP
+        while first < min((channel + 1) * STRIP, shape.channels):
+            column_moments(at(x, block * ROWS * shape.channels + first), out + first,
+                           out + padded + first, out + 2 * padded + first, n_rows,
+                           shape.channels, min(block_columns, shape.channels - first),
+                           shape.outer < ROWS)
+            first += block_columns
+        return
+    merge_none(&all)
+    for o in range(block * PLANES, min((block + 1) * PLANES, shape.outer)):
+        i = (o * shape.channels + channel) * shape.inner
+        merge_row(&all, at(x, i), shape.inner)
+    merged_moments(&all, x, &moments)
+    out[channel] = moments.mean_hi
+    out[padded + channel] = moments.mean_lo
+    out[2 * padded + channel] = all.m2
+
+
+cdef void merge_channel(
+    const vreal *x,         # IN  (outer, channels, inner)
+    const double *scratch,  # IN  (blocks, 3, padded)
+    double *mean,           # OUT
+    double *rest,           # OUT: what mean lacks for being a double
+    double *var,            # OUT
+    double *rstd,           # OUT
+    const Shape *shape,
+    Py_ssize_t padded,
+    double eps,
+    Py_ssize_t channel,
+) noexcept nogil:
+    cdef Merged all
+    cdef Moments moments
+    cdef ScaledMoments scaled
+    cdef const double *block
+    cdef Py_ssize_t size = ROWS if shape.inner == 1 else PLANES
+    cdef Py_ssize_t b
+    merge_none(&all)
+    for b in range(n_blocks(shape)):
+        block = scratch + 3 * b * padded + channel
+        merge(&all, <double>(min(size, shape.outer - b * size) * shape.inner),
+              block[0], block[padded], block[2 * padded])
+    merged_moments(&all, x, &moments)
+    if needs_scaling(x, moments.var, 0):
+        scaled_moments(at(x, channel * shape.inner), shape.outer, shape.channels * shape.inner,
+                       shape.inner, eps, &scaled)
+        mean[channel] = unscaled_mean(&scaled)
+        rest[channel] = 0
+        var[channel] = unscaled_var(&scaled)
+        rstd[channel] = unscaled_rstd(&scaled)
+    else:
+        mean[channel] = moments.mean_hi + moments.mean_lo
+        rest[channel] = (moments.mean_hi - mean[channel]) + moments.mean_lo
+        var[channel] = moments.var
+        rstd[channel] = 1 / sqrt(moments.var + eps)
+
+
+cdef void moments_all(const vreal *x, double *scratch, double *mean, double *rest, double *var,
+                      double *rstd, Shape shape, Py_ssize_t padded, double eps,
+                      int n_threads) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in prange(n_items(&shape), schedule="static", num_threads=n_threads,
+                    use_threads_if=n_threads > 1):
+        moments_item(x, scratch, &shape, padded, i)
+    for i in prange(shape.channels, schedule="static", num_threads=n_threads,
+                    use_threads_if=n_threads > 1):
+        merge_channel(x, scratch, mean, rest, var, rstd, &shape, padded, eps, i)
+
+
+def batch_moments(x, scratch, mean, rest, var, rstd, double eps, int n_threads):
+    """Statistics (C,) of x (outer, C, inner): mean + rest, biased variance, 1 / sqrt(var + eps)."""
+    cdef Shape shape = Shape(dim(x, 0), dim(x, 1), dim(x, 2))
+    cdef Py_ssize_t padded = dim(scratch, 2)
+    cdef void *x_data = address(x)
+    cdef double *scratch_data = <double *>address(scratch)
+    cdef double *mean_data = <double *>address(mean)
+    cdef double *rest_data = <double *>address(rest)
+    cdef double *var_data = <double *>address(var)
+    cdef double *rstd_data = <double *>address(rstd)
+    cdef bint single = is_single(x)
+    with nogil:
+        if single:
+            moments_all[vf32](<vf32 *>x_data, scratch_data, mean_data, rest_data, var_data,
+                              rstd_data, shape, padded, eps, n_threads)
+        else:
+            moments_all[vf64](<vf64 *>x_data, scratch_data, mean_data, rest_data, var_data,
+                              rstd_data, shape, padded, eps, n_threads)
+
+
+# ---- normalization -----------------------------------------------------------------------------------
+
+
+cdef struct Statistics:     # each (channels,)
+    const double *mean
+    const double *rest      # or NULL for 0
+    const double *rstd
+
+
+cdef inline double rest_of(const Statistics *statistics, Py_ssize_t c) noexcept nogil:
+    return 0 if statistics.rest == NULL else statistics.rest[c]
+
+
+cdef inline double gain_of(const vreal *gain, Py_ssize_t c) noexcept nogil:
+    return 1 if gain == NULL else vget(gain, c)
+
+
+cdef inline bint beyond(const vreal *x, const vreal *gain, const Statistics *statistics,
+                        Py_ssize_t c) noexcept nogil:
+    """Whether channel c must be done in double."""
+    cdef double rstd = statistics.rstd[c]
+    return not (vector_range(x, rstd) and vector_range(x, gain_of(gain, c) * rstd))
+
+
+cdef inline void scale_channel(
+    const vreal *gain,      # IN  (channels,) or NULL
+    const vreal *bias,      # IN  (channels,) or NULL
+    vreal *factors,         # OUT (3, channels): y = fma(x - [0], [1], [2])
+    Py_ssize_t *doubles,    # OUT (channels + 1,): the channels beyond vector range
+    const Statistics *statistics,
+    Py_ssize_t channels,
+    Py_ssize_t c,
+    Py_ssize_t *n_doubles,
+) noexcept nogil:
+    cdef double scale = gain_of(gain, c) * statistics.rstd[c]
+    cdef double mean_hi = vround(statistics.mean[c], factors)
+    cdef double offset = -((statistics.mean[c] - mean_hi) + rest_of(statistics, c)) * scale
+    if bias != NULL:
+        offset += vget(bias, c)
+    vput(factors, c, mean_hi)
+    vput(factors, channels + c, scale)
+    vput(factors, 2 * channels + c, offset)
+    if beyond(factors, gain, statistics, c):
+        doubles[n_doubles[0]] = c
+        n_doubles[0] += 1
+
+
+cdef inline void normalize_double(
+    const vreal *x,         # IN
+    const vreal *gain,      # IN  (channels,) or NULL
+    const vreal *bias,      # IN  (channels,) or NULL
+    vreal *y,               # OUT, may be x
+    Py_ssize_t n,
+    const Statistics *statistics,
+    Py_ssize_t c,
+) noexcept nogil:
+    """n neighbours of channel c."""
+    cdef double v
+    cdef Py_ssize_t i
+    for i in range(n):
+        v = ((vget(x, i) - statistics.mean[c]) - rest_of(statistics, c)) * statistics.rstd[c]
+        v = v * gain_of(gain, c)
+        if bias != NULL:
+            v += vget(bias, c)
+        vput(y, i, v)
+
+
+cdef inline void normalize_columns(
+    const vreal *x,         # IN  a row
+    const vreal *factors,   # IN  (3, channels)
+    vreal *y,               # OUT a row, may be x
+    Py_ssize_t channels,
+    Py_ssize_t first,
+    Py_ssize_t stop,
+) noexcept nogil:
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t c = first
+    cdef Py_ssize_t left
+    while c + width <= stop:
+        at_out(y, c)[0] = vfma(at(x, c)[0] - at(factors, c)[0], at(factors, channels + c)[0],
+                               at(factors, 2 * channels + c)[0])
+        c += width
+    left = stop - c
+    if left > 0:
+        vstore_first(at_out(y, c),
+                     vfma(vload_first(at(x, c), left) - vload_first(at(factors, c), left),
+                          vload_first(at(factors, channels + c), left),
+                          vload_first(at(factors, 2 * channels + c), left)), left)
+
+
+cdef inline void normalize_plane(
+    const vreal *x,         # IN  (n,)
+    vreal *y,               # OUT (n,), may be x
+    Py_ssize_t n,
+    double mean,
+    double scale,
+    double offset,
+) noexcept nogil:
+    cdef vreal m = vset(mean, x)
+    cdef vreal s = vset(scale, x)
+    cdef vreal t = vset(offset, x)
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    while i + width <= n:
+        at_out(y, i)[0] = vfma(at(x, i)[0] - m, s, t)
+        i += width
+    if i < n:
+        vstore_first(at_out(y, i), vfma(vload_first(at(x, i), n - i) - m, s, t), n - i)
+
+
+cdef void normalize_item(
+    const vreal *x,         # IN  (outer, channels, inner)
+    const vreal *gain,      # IN  (channels,) or NULL
+    const vreal *bias,      # IN  (channels,) or NULL
+    const vreal *factors,   # IN  (3, channels)
+    const Py_ssize_t *doubles,  # IN, ended by channels
+    vreal *y,               # OUT (outer, channels, inner), may be x
+    const Shape *shape,
+    const Statistics *statistics,
+    Py_ssize_t o,
+) noexcept nogil:
+    cdef Py_ssize_t row = o * shape.channels * shape.inner
+    cdef Py_ssize_t i, c
+    cdef Py_ssize_t first = 0
+    cdef Py_ssize_t d = 0
+    if shape.inner == 1:
+        while first <= shape.channels:
+            c = doubles[d]
+            normalize_columns(at(x, row), factors, at_out(y, row), shape.channels, first, c)
+            if c < shape.channels:
+                normalize_double(at(x, row + c), gain, bias, at_out(y, row + c), 1, statistics, c)
+            first = c + 1
+            d += 1
+        return
+    for c in range(shape.channels):
+        i = row + c * shape.inner
+        if c == doubles[d]:
+            normalize_double(at(x, i), gain, bias, at_out(y, i), shape.inner, statistics, c)
+            d += 1
+        else:
+            normalize_plane(at(x, i), at_out(y, i), shape.inner, vget(factors, c),
+                            vget(factors, shape.channels + c),
+                            vget(factors, 2 * shape.channels + c))
+
+
+cdef void normalize_all(const vreal *x, const vreal *gain, const vreal *bias, vreal *factors,
+                        Py_ssize_t *doubles, vreal *y, Shape shape, Statistics statistics,
+                        int n_threads) noexcept nogil:
+    cdef Py_ssize_t o, c
+    cdef Py_ssize_t n_doubles = 0
+    for c in range(shape.channels):
+        scale_channel(gain, bias, factors, doubles, &statistics, shape.channels, c, &n_doubles)
+    doubles[n_doubles] = shape.channels
+    for o in prange(shape.outer, schedule="static", num_threads=n_threads,
+                    use_threads_if=n_threads > 1):
+        normalize_item(x, gain, bias, factors, doubles, y, &shape, &statistics, o)
+
+
+def batch_norm_forward(x, mean, rest, rstd, gain, bias, factors, doubles, y, int n_threads):
+    """Normalize x (outer, C, inner) by given statistics (C,) into y.
+
+    rest, gain and bias may be None; factors (3, C) of x's type and doubles (C + 1) of intp are
+    scratch.
+    """
+    cdef Shape shape = Shape(dim(x, 0), dim(x, 1), dim(x, 2))
+    cdef Statistics statistics = Statistics(
+        <double *>address(mean), <double *>address(rest), <double *>address(rstd))
+    cdef void *x_data = address(x)
+    cdef void *gain_data = address(gain)
+    cdef void *bias_data = address(bias)
+    cdef void *factors_data = address(factors)
+    cdef Py_ssize_t *doubles_data = <Py_ssize_t *>address(doubles)
+    cdef void *y_data = address(y)
+    cdef bint single = is_single(x)
+    with nogil:
+        if single:
+            normalize_all[vf32](<vf32 *>x_data, <vf32 *>gain_data, <vf32 *>bias_data,
+                                <vf32 *>factors_data, doubles_data, <vf32 *>y_data, shape,
+                                statistics, n_threads)
+        else:
+            normalize_all[vf64](<vf64 *>x_data, <vf64 *>gain_data, <vf64 *>bias_data,
+                                <vf64 *>factors_data, doubles_data, <vf64 *>y_data, shape,
+                                statistics, n_threads)
+
+
+# ---- backward ----------------------------------------------------------------------------------------
+
+# With xhat recomputed, S1 = sum(dy), S2 = sum(dy * xhat), and n the number of values in a channel's
+# statistics:
+#
+#     dx = gain * rstd * (dy - (S1 + xhat * S2) / n)
+#
+# where a row that the statistics left out has dx = gain * rstd * dy. dbias = S1 and dgain = S2.
+
+cdef enum:
+    MEAN = 0                # rows of the factors of the backward pass
+    RSTD = 1                # xhat = fma(x - MEAN, RSTD, OFFSET)
+    OFFSET = 2
+    SCALE = 3               # dx = SCALE * (fma(xhat, -S2 / n, dy - S1 / n))
+    MINUS_S2 = 4
+    S1_HI = 5
+    S1_LO = 6
+
+
+cdef inline double xhat_double(double x, const Statistics *statistics, Py_ssize_t c) noexcept nogil:
+    return (x - statistics.mean[c]) * statistics.rstd[c]
+
+
+cdef inline void sum_double(
+    const vreal *dy,        # IN, at the channel's first element
+    const vreal *x,         # IN
+    double *sum1,           # OUT
+    double *sum2,           # OUT
+    Py_ssize_t n,
+    Py_ssize_t stride,
+    const Statistics *statistics,
+    Py_ssize_t c,
+) noexcept nogil:
+    cdef Py_ssize_t i
+    sum1[0] = 0
+    sum2[0] = 0
+    for i in range(n):
+        sum1[0] += vget(dy, i * stride)
+        sum2[0] += vget(dy, i * stride) * xhat_double(vget(x, i * stride), statistics, c)
+
+
+cdef inline void sum_columns(
+    const vreal *dy,        # IN  (n_rows, stride), at the first column
+    const vreal *x,         # IN  (n_rows, stride)
+    const vreal *factors,   # IN  (7, stride)
+    double *sum1,           # OUT (STRIP,)
+    double *sum2,           # OUT (STRIP,)
+    Py_ssize_t n_rows,
+    Py_ssize_t stride,
+    Py_ssize_t n_columns,   # at most one block of the type
+) noexcept nogil:
+    cdef vreal acc1[MAX_BLOCK_VECS]
+    cdef vreal acc2[MAX_BLOCK_VECS]
+    cdef vreal g, xhat
+    cdef int k
+    cdef int n_vecs = block_vecs(x)
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t r = 0
+    cdef Py_ssize_t i, stop, left
+    for i in range(n_vecs * width):
+        sum1[i] = 0
+        sum2[i] = 0
+    while r < n_rows:
+        stop = min(r + FOLD, n_rows)
+        for k in range(n_vecs):
+            acc1[k] = vset(0, x)
+            acc2[k] = vset(0, x)
+        while r < stop:
+            for k in range(n_vecs):
+                i = k * width
+                left = n_columns - i
+                g = vload_first(at(dy, r * stride + i), left)
+                xhat = vfma(vload_first(at(x, r * stride + i), left)
+                            - vload_first(at(factors, MEAN * stride + i), left),
+                            vload_first(at(factors, RSTD * stride + i), left),
+                            vload_first(at(factors, OFFSET * stride + i), left))
+                acc1[k] = acc1[k] + g
+                acc2[k] = vfma(g, xhat, acc2[k])
+            r += 1
+        for k in range(n_vecs):
+            vadd_to(sum1 + k * width, acc1[k])
+            vadd_to(sum2 + k * width, acc2[k])
+
+
+cdef inline void sum_plane(
+    const vreal *dy,        # IN  (n,)
+    const vreal *x,         # IN  (n,)
+    double *sum1,           # IN/OUT
+    double *sum2,           # IN/OUT
+    Py_ssize_t n,
+    double mean,
+    double rstd,
+    double offset,
+) noexcept nogil:
+    cdef vreal acc1[MAX_BLOCK_VECS]
+    cdef vreal acc2[MAX_BLOCK_VECS]
+    cdef vf64 wide1[MAX_WIDE_VECS]
+    cdef vf64 wide2[MAX_WIDE_VECS]
+    cdef vreal m = vset(mean, x)
+    cdef vreal s = vset(rstd, x)
+    cdef vreal t = vset(offset, x)
+    cdef vreal g, xhat
+    cdef int k
+    cdef int n_vecs = block_vecs(x)
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t j, left, stop
+    for k in range(MAX_WIDE_VECS):
+        wide1[k] = vf64_set(0)
+        wide2[k] = vf64_set(0)
+    while i < n:
+        for k in range(n_vecs):
+            acc1[k] = vset(0, x)
+            acc2[k] = vset(0, x)
+        stop = min(i + FOLD * n_vecs * width, n)
+        while i < stop:
+            for k in range(n_vecs):
+                j = i + k * width
+                left = stop - j
+                g = vload_first(at(dy, j), left)
+                xhat = vfirst(vfma(vload_first(at(x, j), left) - m, s, t), left)
+                acc1[k] = acc1[k] + g
+                acc2[k] = vfma(g, xhat, acc2[k])
+            i += n_vecs * width
+        vfold(acc1, wide1)
+        vfold(acc2, wide2)
+    sum1[0] += vsum_wide(x, wide1)
+    sum2[0] += vsum_wide(x, wide2)
+
+
+cdef void sums_item(
+    const vreal *dy,        # IN  (outer, channels, inner)
+    const vreal *x,         # IN  (outer, channels, inner)
+    const vreal *gain,      # IN  (channels,) or NULL
+    const vreal *factors,   # IN  (7, channels)
+    double *scratch,        # OUT (blocks, 3, padded)
+    const Shape *shape,
+    const Statistics *statistics,
+    Py_ssize_t padded,
+    Py_ssize_t item,
+) noexcept nogil:
+    cdef Py_ssize_t block = item % n_blocks(shape)
+    cdef Py_ssize_t channel = item // n_blocks(shape)
+    cdef Py_ssize_t channels = shape.channels
+    cdef Py_ssize_t block_columns = block_vecs(x) * lanes(x)
+    cdef double *sum1 = scratch + 3 * block * padded
+    cdef double *sum2 = scratch + (3 * block + 1) * padded
+    cdef double part1, part2
+    cdef Py_ssize_t n_rows, first, row, o, i, c
+    if shape.inner == 1:
+        n_rows = min(ROWS, shape.outer - block * ROWS)
+        row = block * ROWS * channels
+        first = channel * STRIP
+        while first < min((channel + 1) * STRIP, channels):
+            sum_columns(at(dy, row + first), at(x, row + first), at(factors, first), sum1 + first,
+                        sum2 + first, n_rows, channels, min(block_columns, channels - first))
+            for c in range(first, min(first + block_columns, channels)):
+                if beyond(x, gain, statistics, c):
+                    sum_double(at(dy, row + c), at(x, row + c), sum1 + c, sum2 + c, n_rows,
+                               channels, statistics, c)
+            first += block_columns
+        return
+    sum1[channel] = 0
+    sum2[channel] = 0
+    for o in range(block * PLANES, min((block + 1) * PLANES, shape.outer)):
+        i = (o * channels + channel) * shape.inner
+        if beyond(x, gain, statistics, channel):
+            sum_double(at(dy, i), at(x, i), &part1, &part2, shape.inner, 1, statistics, channel)
+            sum1[channel] += part1
+            sum2[channel] += part2
+        else:
+            sum_plane(at(dy, i), at(x, i), sum1 + channel, sum2 + channel, shape.inner,
+                      vget(factors, MEAN * channels + channel),
+                      vget(factors, RSTD * channels + channel),
+                      vget(factors, OFFSET * channels + channel))
+
+
+cdef inline void input_gradient_double(
+    const vreal *dy,        # IN  (n,)
+    const vreal *x,         # IN  (n,)
+    vreal *dx,              # OUT (n,)
+    Py_ssize_t n,
+    bint counted,
+    double gain,
+    double mean1,
+    double mean2,
+    const Statistics *statistics,
+    Py_ssize_t c,
+) noexcept nogil:
+    cdef double g
+    cdef Py_ssize_t i
+    for i in range(n):
+        g = vget(dy, i)
+        if counted:
+            g = g - mean1 - xhat_double(vget(x, i), statistics, c) * mean2
+        vput(dx, i, g * statistics.rstd[c] * gain)
+
+
+cdef inline void input_gradient_columns(
+    const vreal *dy,        # IN  a row
+    const vreal *x,         # IN  a row
+    const vreal *factors,   # IN  (7, channels)
+    vreal *dx,              # OUT a row
+    Py_ssize_t channels,
+    Py_ssize_t first,
+    Py_ssize_t stop,
+    bint counted,
+) noexcept nogil:
+    cdef vreal g, xhat
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t c = first
+    cdef Py_ssize_t n
+    while c < stop:
+        n = min(width, stop - c)
+        g = vload_first(at(dy, c), n)
+        if counted:
+            xhat = vfma(vload_first(at(x, c), n)
+                        - vload_first(at(factors, MEAN * channels + c), n),
+                        vload_first(at(factors, RSTD * channels + c), n),
+                        vload_first(at(factors, OFFSET * channels + c), n))
+            g = (g - vload_first(at(factors, S1_HI * channels + c), n)) \
+                - vload_first(at(factors, S1_LO * channels + c), n)
+            g = vfma(xhat, vload_first(at(factors, MINUS_S2 * channels + c), n), g)
+        vstore_first(at_out(dx, c), g * vload_first(at(factors, SCALE * channels + c), n), n)
+        c += width
+
+
+cdef inline void input_gradient_plane(
+    const vreal *dy,        # IN  (inner,)
+    const vreal *x,         # IN  (inner,)
+    const vreal *factors,   # IN  (7, channels)
+    vreal *dx,              # OUT (inner,)
+    Py_ssize_t inner,
+    Py_ssize_t channels,
+    Py_ssize_t c,
+) noexcept nogil:
+    cdef vreal m = vset(vget(factors, MEAN * channels + c), x)
+    cdef vreal s = vset(vget(factors, RSTD * channels + c), x)
+    cdef vreal t = vset(vget(factors, OFFSET * channels + c), x)
+    cdef vreal scale = vset(vget(factors, SCALE * channels + c), x)
+    cdef vreal a_hi = vset(vget(factors, S1_HI * channels + c), x)
+    cdef vreal a_lo = vset(vget(factors, S1_LO * channels + c), x)
+    cdef vreal b = vset(vget(factors, MINUS_S2 * channels + c), x)
+    cdef vreal g, xhat
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t n
+    while i < inner:
+        n = min(width, inner - i)
+        g = (vload_first(at(dy, i), n) - a_hi) - a_lo
+        xhat = vfma(vload_first(at(x, i), n) - m, s, t)
+        vstore_first(at_out(dx, i), vfma(xhat, b, g) * scale, n)
+        i += width
+
+
+cdef void input_gradient_item(
+    const vreal *dy,        # IN  (outer, channels, inner)
+    const vreal *x,         # IN  (outer, channels, inner)
+    const vreal *gain,      # IN  (channels,) or NULL
+    const vreal *factors,   # IN  (7, channels)
+    const Py_ssize_t *doubles,  # IN, ended by channels
+    const double *means,    # IN  (2, padded)
+    vreal *dx,              # OUT (outer, channels, inner)
+    const Shape *shape,
+    const Statistics *statistics,
+    Py_ssize_t padded,
+    Py_ssize_t o,
+    bint counted,
+) noexcept nogil:
+    cdef Py_ssize_t channels = shape.channels
+    cdef Py_ssize_t row = o * channels * shape.inner
+    cdef Py_ssize_t i, c
+    cdef Py_ssize_t first = 0
+    cdef Py_ssize_t d = 0
+    if shape.inner == 1:
+        while first <= channels:
+            c = doubles[d]
+            input_gradient_columns(at(dy, row), at(x, row), factors, at_out(dx, row), channels,
+                                   first, c, counted)
+            if c < channels:
+                input_gradient_double(at(dy, row + c), at(x, row + c), at_out(dx, row + c), 1,
+                                      counted, gain_of(gain, c), means[c], means[padded + c],
+                                      statistics, c)
+            first = c + 1
+            d += 1
+        return
+    for c in range(channels):
+        i = row + c * shape.inner
+        if c == doubles[d]:
+            input_gradient_double(at(dy, i), at(x, i), at_out(dx, i), shape.inner, True,
+                                  gain_of(gain, c), means[c], means[padded + c], statistics, c)
+            d += 1
+        else:
+            input_gradient_plane(at(dy, i), at(x, i), factors, at_out(dx, i), shape.inner,
+                                 channels, c)
+
+
+cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const char *counted,
+                       double n, vreal *factors, Py_ssize_t *doubles, double *scratch, vreal *dx,
+                       vreal *dgain, vreal *dbias, Shape shape, Statistics statistics,
+                       Py_ssize_t padded, int n_threads) noexcept nogil:
+    cdef Py_ssize_t channels = shape.channels
+    cdef Py_ssize_t n_doubles = 0
+    cdef Py_ssize_t b, c, i
+    cdef double mean_hi, sum1, sum2
+    for c in range(channels):
+        mean_hi = vround(statistics.mean[c], x)
+        vput(factors, MEAN * channels + c, mean_hi)
+        vput(factors, RSTD * channels + c, statistics.rstd[c])
+        vput(factors, OFFSET * channels + c, (mean_hi - statistics.mean[c]) * statistics.rstd[c])
+        vput(factors, SCALE * channels + c, gain_of(gain, c) * statistics.rstd[c])
+        if beyond(x, gain, &statistics, c):
+            doubles[n_doubles] = c
+            n_doubles += 1
+    doubles[n_doubles] = channels
+    for i in prange(n_items(&shape), schedule="static", num_threads=n_threads,
+                    use_threads_if=n_threads > 1):
+        sums_item(dy, x, gain, factors, scratch, &shape, &statistics, padded, i)
+    for c in range(channels):
+        sum1 = 0
+        sum2 = 0
+        for b in range(n_blocks(&shape)):
+            sum1 += scratch[3 * b * padded + c]
+            sum2 += scratch[(3 * b + 1) * padded + c]
+        vput(dbias, c, sum1)
+        if dgain != NULL:
+            vput(dgain, c, sum2)
+        # From here on the first block's scratch holds the two means.
+        sum1 = sum1 / n
+        sum2 = sum2 / n
+        scratch[c] = sum1
+        scratch[padded + c] = sum2
+        vput(factors, MINUS_S2 * channels + c, -sum2)
+        vput(factors, S1_HI * channels + c, sum1)
+        vput(factors, S1_LO * channels + c, sum1 - vround(sum1, x))
+    for i in prange(shape.outer, schedule="static", num_threads=n_threads,
+                    use_threads_if=n_threads > 1):
+        input_gradient_item(dy, x, gain, factors, doubles, scratch, dx, &shape, &statistics,
+                            padded, i, counted == NULL or counted[i] != 0)
+
+
+def batch_norm_backward(dy, x, mean, rstd, gain, counted, double n, factors, doubles, scratch,
+                        dx, dgain, dbias, int n_threads):
+    """Gradients of normalization by the batch's own statistics, x (outer, C, inner).
+
+    gain and dgain may be None. counted, (outer,) of bool or None, tells which rows made the
+    statistics, each of n values; it needs inner = 1. factors (7, C) of x's type, doubles (C + 1)
+    of intp and scratch are scratch.
+    """
+    cdef Shape shape = Shape(dim(x, 0), dim(x, 1), dim(x, 2))
+    cdef Statistics statistics = Statistics(<double *>address(mean), NULL, <double *>address(rstd))
+    cdef Py_ssize_t padded = dim(scratch, 2)
+    cdef void *dy_data = address(dy)
+    cdef void *x_data = address(x)
+    cdef void *gain_data = address(gain)
+    cdef char *counted_data = <char *>address(counted)
+    cdef void *factors_data = address(factors)
+    cdef Py_ssize_t *doubles_data = <Py_ssize_t *>address(doubles)
+    cdef double *scratch_data = <double *>address(scratch)
+    cdef void *dx_data = address(dx)
+    cdef void *dgain_data = address(dgain)
+    cdef void *dbias_data = address(dbias)
+    cdef bint single = is_single(x)
+    with nogil:
+        if single:
+            backward_all[vf32](<vf32 *>dy_data, <vf32 *>x_data, <vf32 *>gain_data, counted_data, n,
+                               <vf32 *>factors_data, doubles_data, scratch_data, <vf32 *>dx_data,
+                               <vf32 *>dgain_data, <vf32 *>dbias_data, shape, statistics, padded,
+                               n_threads)
+        else:
+            backward_all[vf64](<vf64 *>dy_data, <vf64 *>x_data, <vf64 *>gain_data, counted_data, n,
+                               <vf64 *>factors_data, doubles_data, scratch_data, <vf64 *>dx_data,
+                               <vf64 *>dgain_data, <vf64 *>dbias_data, shape, statistics, padded,
+                               n_threads)

@@ -1,0 +1,420 @@
+"""Layer normalization of rows, forward and backward.
+
+Arrays come in checked: C-contiguous, of one dtype (float32 or float64), statistics in float64,
+at least one row and one feature.
+
+Design
+------
+Forward: a thread takes GROUP rows at a time and goes through them phase by phase (coarse means,
+moments, output), so that the latency of one row's sums hides behind the next row's loads. With
+scale = rstd and offset = -mean_lo * rstd,
+
+    y = fma(fma(x - mean_hi, scale, offset), gain, bias)
+
+Backward, with g = dy * gain and xhat recomputed as above:
+
+    dx = rstd * (g - mean(g) - xhat * mean(g * xhat))
+
+dgain and dbias are summed over blocks of ROWS rows, in the row's type for GROUP rows and in double
+beyond, then over the blocks in their order: the thread count never shows in the bits.
+"""
+from cython.parallel cimport prange
+from libc.math cimport sqrt
+
+from normlib._kernels.arrays cimport address, dim, is_single
+from normlib._kernels.rows cimport (
+    Moments, ScaledMoments, chunk_size, coarse_mean, moments_about, needs_scaling, row_moments,
+    scaled_moments, scaled_xhat, unscaled_mean, unscaled_rstd, vector_range,
+)
+from normlib._kernels.vec cimport (
+    MAX_BLOCK_VECS, MAX_WIDE_VECS, vf32, vf64, vf64_set, vreal,
+    at, at_out, block_vecs, lanes, vadd_to, vfirst, vfma, vfold, vget, vload_first, vput, vround,
+    vset, vstore_first, vsum_wide,
+)
+
+cdef enum:
+    GROUP = 8            # rows in flight
+    ROWS = 64            # rows in a block of the backward pass
+
+
+# ---- forward ---------------------------------------------------------------------------------------
+
+
+cdef inline vreal affine(vreal v, const vreal *gain, const vreal *bias, Py_ssize_t n,
+                         bint has_gain, bint has_bias) noexcept nogil:
+    """v * gain + bias, from the first n elements of each."""
+    if has_gain and has_bias:
+        return vfma(v, vload_first(gain, n), vload_first(bias, n))
+    if has_gain:
+        return v * vload_first(gain, n)
+    if has_bias:
+        return v + vload_first(bias, n)
+    return v
+
+
+cdef inline void normalize_row(
+    const vreal *x,         # IN
+    const vreal *gain,      # IN
+    const vreal *bias,      # IN
+    vreal *y,               # OUT, may be x
+    Py_ssize_t n,
+    double mean,
+    double scale,
+    double offset,
+    bint has_gain,
+    bint has_bias,
+) noexcept nogil:
+    cdef vreal m = vset(mean, x)
+    cdef vreal s = vset(scale, x)
+    cdef vreal t = vset(offset, x)
+    cdef vreal v
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    while i + width <= n:
+        v = vfma(at(x, i)[0] - m, s, t)
+        at_out(y, i)[0] = affine(v, at(gain, i), at(bias, i), width, has_gain, has_bias)
+        i += width
+    if i < n:
+        v = vfma(vload_first(at(x, i), n - i) - m, s, t)
+        vstore_first(at_out(y, i),
+                     affine(v, at(gain, i), at(bias, i), n - i, has_gain, has_bias), n - i)
+
+
+cdef void normalize_row_scaled(
+    const vreal *x,         # IN
+    const vreal *gain,      # IN, or NULL
+    const vreal *bias,      # IN, or NULL
+    vreal *y,               # OUT, may be x
+    Py_ssize_t n,
+    const ScaledMoments *moments,
+) noexcept nogil:
+    cdef double v
+    cdef Py_ssize_t i
+    for i in range(n):
+        v = scaled_xhat(vget(x, i), moments)
+        if gain != NULL:
+            v = v * vget(gain, i)
+        if bias != NULL:
+            v = v + vget(bias, i)
+        vput(y, i, v)
+
+
+cdef void forward_group(
+    const vreal *x,         # IN  (n_rows, n)
+    const vreal *gain,      # IN  (n,) or NULL
+    const vreal *bias,      # IN  (n,) or NULL
+    vreal *y,               # OUT (n_rows, n), may be x
+    double *mean,           # OUT (n_rows,) or NULL
+    double *rstd,           # OUT (n_rows,) or NULL
+    Py_ssize_t n_rows,      # at most GROUP
+    Py_ssize_t n,
+    double eps,
+) noexcept nogil:
+    cdef double coarse[GROUP]
+    cdef Moments moments[GROUP]
+    cdef ScaledMoments scaled
+    cdef double mean_r, rstd_r, offset
+    cdef const vreal *x_r
+    cdef vreal *y_r
+    cdef Py_ssize_t r
+    if n <= chunk_size(x):
+        for r in range(n_rows):
+            coarse[r] = coarse_mean(at(x, r * n), n)
+        for r in range(n_rows):
+            moments_about(at(x, r * n), n, coarse[r], &moments[r])
+    else:
+        for r in range(n_rows):
+            row_moments(at(x, r * n), n, &moments[r])
+    for r in range(n_rows):
+        x_r = at(x, r * n)
+        y_r = at_out(y, r * n)
+        if needs_scaling(x, moments[r].var, eps):
+            scaled_moments(x_r, 1, 0, n, eps, &scaled)
+            mean_r = unscaled_mean(&scaled)
+            rstd_r = unscaled_rstd(&scaled)
+            normalize_row_scaled(x_r, gain, bias, y_r, n, &scaled)
+        else:
+            mean_r = moments[r].mean_hi + moments[r].mean_lo
+            rstd_r = 1 / sqrt(moments[r].var + eps)
+            offset = -moments[r].mean_lo * rstd_r
+            if gain != NULL and bias != NULL:
+                normalize_row(x_r, gain, bias, y_r, n, moments[r].mean_hi, rstd_r, offset, True, True)
+            elif gain != NULL:
+                normalize_row(x_r, gain, bias, y_r, n, moments[r].mean_hi, rstd_r, offset, True, False)
+            elif bias != NULL:
+                normalize_row(x_r, gain, bias, y_r, n, moments[r].mean_hi, rstd_r, offset, False, True)
+            else:
+                normalize_row(x_r, gain, bias, y_r, n, moments[r].mean_hi, rstd_r, offset, False, False)
+        if mean != NULL:
+            mean[r] = mean_r
+        if rstd != NULL:
+            rstd[r] = rstd_r
+
+
+cdef void forward_rows(const vreal *x, const vreal *gain, const vreal *bias, vreal *y,
+                       double *mean, double *rstd, Py_ssize_t n_rows, Py_ssize_t n,
+                       double eps, int n_threads) noexcept nogil:
+    cdef Py_ssize_t n_groups = (n_rows + GROUP - 1) // GROUP
+    cdef Py_ssize_t g
+    for g in prange(n_groups, schedule="static", num_threads=n_threads,
+                    use_threads_if=n_threads > 1):
+        forward_group(
+            at(x, g * GROUP * n), gain, bias, at_out(y, g * GROUP * n),
+            NULL if mean == NULL else mean + g * GROUP,
+            NULL if rstd == NULL else rstd + g * GROUP,
+            min(GROUP, n_rows - g * GROUP), n, eps)
+
+
+def layer_norm_forward(x, gain, bias, double eps, y, mean, rstd, int n_threads):
+    """Normalize the rows of x (rows, n) into y; gain, bias, mean and rstd may be None."""
+    cdef Py_ssize_t n_rows = dim(x, 0)
+    cdef Py_ssize_t n = dim(x, 1)
+    cdef void *x_data = address(x)
+    cdef void *gain_data = address(gain)
+    cdef void *bias_data = address(bias)
+    cdef void *y_data = address(y)
+    cdef double *mean_data = <double *>address(mean)
+    cdef double *rstd_data = <double *>address(rstd)
+    cdef bint single = is_single(x)
+    with nogil:
+        if single:
+            forward_rows[vf32](<vf32 *>x_data, <vf32 *>gain_data, <vf32 *>bias_data,
+                               <vf32 *>y_data, mean_data, rstd_data, n_rows, n, eps, n_threads)
+        else:
+            forward_rows[vf64](<vf64 *>x_data, <vf64 *>gain_data, <vf64 *>bias_data,
+                               <vf64 *>y_data, mean_data, rstd_data, n_rows, n, eps, n_threads)
+
+
+# ---- backward --------------------------------------------------------------------------------------
+
+
+cdef struct Row:
+    bint vector          # not so extreme that double is needed
+    double mean_hi       # xhat = fma(x - mean_hi, rstd, offset)
+    double offset
+    double mean
+    double rstd
+
+
+cdef inline void prepare_row(const vreal *x, double mean, double rstd, Row *row) noexcept nogil:
+    row.mean = mean
+    row.rstd = rstd
+    row.mean_hi = vround(mean, x)
+    row.offset = (row.mean_hi - mean) * rstd
+    row.vector = vector_range(x, rstd)
+
+
+cdef inline vreal times(vreal v, const vreal *gain, Py_ssize_t n, bint has_gain) noexcept nogil:
+    return v * vload_first(gain, n) if has_gain else v
+
+
+cdef inline void backward_row(
+    const vreal *dy,        # IN
+    const vreal *x,         # IN
+    const vreal *gain,      # IN
+    vreal *dx,              # OUT
+    Py_ssize_t n,
+    const Row *row,
+    bint has_gain,
+) noexcept nogil:
+    cdef vreal acc1[MAX_BLOCK_VECS]
+    cdef vreal acc2[MAX_BLOCK_VECS]
+    cdef vf64 wide1[MAX_WIDE_VECS]
+    cdef vf64 wide2[MAX_WIDE_VECS]
+    cdef vreal m = vset(row.mean_hi, x)
+    cdef vreal s = vset(row.rstd, x)
+    cdef vreal t = vset(row.offset, x)
+    cdef vreal g, xhat, a_hi, a_lo, b
+    cdef double mean_g, mean_gx
+    cdef int k
+    cdef int n_vecs = block_vecs(x)
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t j, left, stop
+    for k in range(MAX_WIDE_VECS):
+        wide1[k] = vf64_set(0)
+        wide2[k] = vf64_set(0)
+    while i < n:
+        for k in range(n_vecs):
+            acc1[k] = vset(0, x)
+            acc2[k] = vset(0, x)
+        stop = min(i + 8 * n_vecs * width, n)
+        while i + n_vecs * width <= stop:
+            for k in range(n_vecs):
+                j = i + k * width
+                g = times(at(dy, j)[0], at(gain, j), width, has_gain)
+                xhat = vfma(at(x, j)[0] - m, s, t)
+                acc1[k] = acc1[k] + g
+                acc2[k] = vfma(g, xhat, acc2[k])
+            i += n_vecs * width
+        if i < stop:
+            for k in range(n_vecs):
+                j = i + k * width
+                left = stop - j
+                g = times(vload_first(at(dy, j), left), at(gain, j), left, has_gain)
+                xhat = vfirst(vfma(vload_first(at(x, j), left) - m, s, t), left)
+                acc1[k] = acc1[k] + g
+                acc2[k] = vfma(g, xhat, acc2[k])
+            i = stop
+        vfold(acc1, wide1)
+        vfold(acc2, wide2)
+    mean_g = vsum_wide(x, wide1) / n
+    mean_gx = vsum_wide(x, wide2) / n
+    # mean(g) in two parts: where g is nearly constant, g - mean(g) must not lose it.
+    a_hi = vset(mean_g, x)
+    a_lo = vset(mean_g - vround(mean_g, x), x)
+    b = vset(-mean_gx, x)
+    i = 0
+    while i < n:
+        left = min(width, n - i)
+        g = times(vload_first(at(dy, i), left), at(gain, i), left, has_gain)
+        xhat = vfma(vload_first(at(x, i), left) - m, s, t)
+        vstore_first(at_out(dx, i), vfma(xhat, b, (g - a_hi) - a_lo) * s, left)
+        i += width
+
+
+cdef void backward_row_double(
+    const vreal *dy,        # IN
+    const vreal *x,         # IN
+    const vreal *gain,      # IN  or NULL
+    vreal *dx,              # OUT
+    Py_ssize_t n,
+    const Row *row,
+    double *dgain,          # IN/OUT
+    double *dbias,          # IN/OUT
+) noexcept nogil:
+    """The same in double, dgain and dbias too, for a row beyond the range of its type's rstd."""
+    cdef double g, xhat
+    cdef double mean_g = 0
+    cdef double mean_gx = 0
+    cdef Py_ssize_t i
+    for i in range(n):
+        xhat = (vget(x, i) - row.mean) * row.rstd
+        g = vget(dy, i)
+        dgain[i] += g * xhat
+        dbias[i] += g
+        if gain != NULL:
+            g = g * vget(gain, i)
+        mean_g += g / n
+        mean_gx += g * xhat / n
+    for i in range(n):
+        xhat = (vget(x, i) - row.mean) * row.rstd
+        g = vget(dy, i)
+        if gain != NULL:
+            g = g * vget(gain, i)
+        vput(dx, i, (g - mean_g - xhat * mean_gx) * row.rstd)
+
+
+cdef void backward_block(
+    const vreal *dy,        # IN  (n_rows, n)
+    const vreal *x,         # IN  (n_rows, n)
+    const vreal *gain,      # IN  (n,) or NULL
+    const double *mean,     # IN  (n_rows,)
+    const double *rstd,     # IN  (n_rows,)
+    vreal *dx,              # OUT (n_rows, n)
+    double *dgain,          # OUT (n rounded up to blocks,)
+    double *dbias,          # OUT (n rounded up to blocks,)
+    Py_ssize_t n_rows,
+    Py_ssize_t n,
+    Py_ssize_t padded,
+) noexcept nogil:
+    cdef Row rows[GROUP]
+    cdef vreal acc1[MAX_BLOCK_VECS]
+    cdef vreal acc2[MAX_BLOCK_VECS]
+    cdef vreal g, xhat
+    cdef int k
+    cdef int n_vecs = block_vecs(x)
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t first, count, r, i, j, left
+    for i in range(padded):
+        dgain[i] = 0
+        dbias[i] = 0
+    first = 0
+    while first < n_rows:
+        count = min(GROUP, n_rows - first)
+        for r in range(count):
+            i = (first + r) * n
+            prepare_row(x, mean[first + r], rstd[first + r], &rows[r])
+            if not rows[r].vector:
+                backward_row_double(at(dy, i), at(x, i), gain, at_out(dx, i), n, &rows[r],
+                                    dgain, dbias)
+            elif gain != NULL:
+                backward_row(at(dy, i), at(x, i), gain, at_out(dx, i), n, &rows[r], True)
+            else:
+                backward_row(at(dy, i), at(x, i), gain, at_out(dx, i), n, &rows[r], False)
+        i = 0
+        while i < n:
+            for k in range(n_vecs):
+                acc1[k] = vset(0, x)
+                acc2[k] = vset(0, x)
+            for r in range(count):
+                if not rows[r].vector:
+                    continue
+                for k in range(n_vecs):
+                    left = n - i - k * width
+                    j = (first + r) * n + i + k * width
+                    g = vload_first(at(dy, j), left)
+                    xhat = vfma(vload_first(at(x, j), left) - vset(rows[r].mean_hi, x),
+                                vset(rows[r].rstd, x), vset(rows[r].offset, x))
+                    acc1[k] = acc1[k] + g
+                    acc2[k] = vfma(g, xhat, acc2[k])
+            for k in range(n_vecs):
+                vadd_to(dbias + i + k * width, acc1[k])
+                vadd_to(dgain + i + k * width, acc2[k])
+            i += n_vecs * width
+        first += GROUP
+
+
+cdef void backward_rows(const vreal *dy, const vreal *x, const vreal *gain, const double *mean,
+                        const double *rstd, vreal *dx, vreal *dgain, vreal *dbias,
+                        double *partial, Py_ssize_t n_rows, Py_ssize_t n, Py_ssize_t padded,
+                        int n_threads) noexcept nogil:
+    cdef Py_ssize_t n_blocks = (n_rows + ROWS - 1) // ROWS
+    cdef Py_ssize_t b, i
+    cdef double total
+    for b in prange(n_blocks, schedule="static", num_threads=n_threads,
+                    use_threads_if=n_threads > 1):
+        backward_block(at(dy, b * ROWS * n), at(x, b * ROWS * n), gain, mean + b * ROWS,
+                       rstd + b * ROWS, at_out(dx, b * ROWS * n), partial + 2 * b * padded,
+                       partial + (2 * b + 1) * padded, min(ROWS, n_rows - b * ROWS), n, padded)
+    for i in range(n):
+        total = 0
+        for b in range(n_blocks):
+            total += partial[(2 * b + 1) * padded + i]
+        vput(dbias, i, total)
+        if dgain != NULL:
+            total = 0
+            for b in range(n_blocks):
+                total += partial[2 * b * padded + i]
+            vput(dgain, i, total)
+
+
+def layer_norm_backward_scratch(Py_ssize_t n_rows, Py_ssize_t n):
+    """Shape of the float64 scratch that layer_norm_backward needs: blocks, dgain and dbias, features."""
+    return (n_rows + ROWS - 1) // ROWS, 2, (n + 63) // 64 * 64
+
+
+def layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias, partial, int n_threads):
+    """Gradients of layer_norm_forward; gain and dgain may be None."""
+    cdef Py_ssize_t n_rows = dim(x, 0)
+    cdef Py_ssize_t n = dim(x, 1)
+    cdef Py_ssize_t padded = dim(partial, 2)
+    cdef void *dy_data = address(dy)
+    cdef void *x_data = address(x)
+    cdef void *gain_data = address(gain)
+    cdef double *mean_data = <double *>address(mean)
+    cdef double *rstd_data = <double *>address(rstd)
+    cdef void *dx_data = address(dx)
+    cdef void *dgain_data = address(dgain)
+    cdef void *dbias_data = address(dbias)
+    cdef double *partial_data = <double *>address(partial)
+    cdef bint single = is_single(x)
+    with nogil:
+        if single:
+            backward_rows[vf32](<vf32 *>dy_data, <vf32 *>x_data, <vf32 *>gain_data, mean_data,
+                                rstd_data, <vf32 *>dx_data, <vf32 *>dgain_data,
+                                <vf32 *>dbias_data, partial_data, n_rows, n, padded, n_threads)
+        else:
+            backward_rows[vf64](<vf64 *>dy_data, <vf64 *>x_data, <vf64 *>gain_data, mean_data,
+                                rstd_data, <vf64 *>dx_data, <vf64 *>dgain_data,
+                                <vf64 *>dbias_data, partial_data, n_rows, n, padded, n_threads)

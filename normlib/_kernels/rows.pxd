@@ -1,0 +1,313 @@
+"""Moments of one row, in the fixed order, exact where the mean dwarfs the spread.
+
+Design
+------
+The corrected two-pass formula, per chunk of 64 blocks (16 KB, so that the second pass reads L1)::
+
+    m = round(x[0] + mean(x - x[0]))      # near the mean; any error of it is undone by c
+    d = x - m,  c = mean(d)
+    mean = m + c,  var = mean(d**2) - c**2
+
+The shift by x[0] makes a constant row give d = 0 exactly, and keeps |c| below the spread, so that
+the subtraction in var never cancels. Sums run in the lanes of a block in the row's own type and are
+folded into double after every FOLD blocks, so the error of var stays near 1e-8 for float32 whatever
+the length; rows below one block are summed in double. Chunks are merged in their order (Chan, Golub, LeVeque 1979), in double, about the first
+one's m.
+
+A row whose squares overflow or underflow its type is done again in double, scaled by a power of two.
+"""
+from libc.math cimport fabs, frexp, isfinite, ldexp, sqrt
+
+from normlib._kernels.vec cimport (
+    MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, VF64_LANES, vf32, vf64, vf64_set, vreal,
+    at, block_vecs, lanes, vfirst, vfma, vfold, vget, vload_first, vround, vset, vsum_wide, vwiden,
+    wide_vecs,
+)
+
+cdef enum:
+    FOLD = 8             # blocks between two folds to double
+    CHUNK_BLOCKS = 64
+
+
+cdef struct Moments:
+    double mean_hi       # in the row's type
+    double mean_lo       # mean = mean_hi + mean_lo
+    double var
+
+
+cdef struct Merged:
+    double n
+    double origin        # the first group's coarse mean, about which the rest is summed
+    double mean          # mean of all, minus origin
+    double m2            # sum of squared deviations from that mean
+
+
+cdef struct ScaledMoments:
+    int exponent         # of the scale: moments of x * 2**-exponent
+    double mean_hi
+    double mean_lo
+    double var
+    double rstd
+
+
+cdef inline Py_ssize_t chunk_size(const vreal *x) noexcept nogil:
+    return CHUNK_BLOCKS * block_vecs(x) * lanes(x)
+
+
+cdef inline double underflow_limit(const vreal *x) noexcept nogil:
+    """A variance below it may have lost squares to underflow."""
+    if vreal is vf32:
+        return 1e-30
+    else:
+        return 1e-290
+
+
+cdef inline double coarse_mean(const vreal *x, Py_ssize_t n) noexcept nogil:
+    """The mean, rounded to the row's type, to within a little of the spread."""
+    cdef vreal acc[MAX_BLOCK_VECS]
+    cdef vf64 wide[MAX_WIDE_VECS]
+    cdef double first = vget(x, 0)
+    cdef vreal shift = vset(first, x)
+    cdef int k
+    cdef int n_vecs = block_vecs(x)
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t left
+    cdef const vreal *p
+    for k in range(n_vecs):
+        acc[k] = vset(0, x)
+    for k in range(MAX_WIDE_VECS):
+        wide[k] = vf64_set(0)
+    while i + n_vecs * width <= n:
+        p = at(x, i)
+        for k in range(n_vecs):
+            acc[k] = acc[k] + (p[k] - shift)
+        i += n_vecs * width
+    if i < n:
+        p = at(x, i)
+        for k in range(n_vecs):
+            left = n - i - k * width
+            acc[k] = acc[k] + vfirst(vload_first(p + k, left) - shift, left)
+    vfold(acc, wide)
+    return vround(first + vsum_wide(x, wide) / n, x)
+
+
+cdef inline void sums_about(const vreal *x, Py_ssize_t n, double m,
+                            double *sum_d, double *sum_d2) noexcept nogil:
+    """Sums of d and of d**2, d = x - m, for m in the row's type."""
+    cdef vreal acc1[MAX_BLOCK_VECS]
+    cdef vreal acc2[MAX_BLOCK_VECS]
+    cdef vf64 wide1[MAX_WIDE_VECS]
+    cdef vf64 wide2[MAX_WIDE_VECS]
+    cdef vreal center = vset(m, x)
+    cdef vreal d
+    cdef int k
+    cdef int n_vecs = block_vecs(x)
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t stop, left
+    cdef const vreal *p
+    for k in range(MAX_WIDE_VECS):
+        wide1[k] = vf64_set(0)
+        wide2[k] = vf64_set(0)
+    while i < n:
+        for k in range(n_vecs):
+            acc1[k] = vset(0, x)
+            acc2[k] = vset(0, x)
+        stop = min(i + FOLD * n_vecs * width, n)
+        while i + n_vecs * width <= stop:
+            p = at(x, i)
+            for k in range(n_vecs):
+                d = p[k] - center
+                acc1[k] = acc1[k] + d
+                acc2[k] = vfma(d, d, acc2[k])
+            i += n_vecs * width
+        if i < stop:
+            p = at(x, i)
+            for k in range(n_vecs):
+                left = stop - i - k * width
+                d = vfirst(vload_first(p + k, left) - center, left)
+                acc1[k] = acc1[k] + d
+                acc2[k] = vfma(d, d, acc2[k])
+            i = stop
+        vfold(acc1, wide1)
+        vfold(acc2, wide2)
+    sum_d[0] = vsum_wide(x, wide1)
+    sum_d2[0] = vsum_wide(x, wide2)
+
+
+cdef inline void sums_about_short(const vreal *x, Py_ssize_t n, double m,
+                                  double *sum_d, double *sum_d2) noexcept nogil:
+    """The same for a row of at most a block, in double: too few errors to average out."""
+    cdef vf64 wide1[MAX_WIDE_VECS]
+    cdef vf64 wide2[MAX_WIDE_VECS]
+    cdef vf64 parts[MAX_PARTS]
+    cdef vf64 center = vf64_set(m)
+    cdef vf64 d
+    cdef int k, i, n_parts, slot
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t left
+    for k in range(MAX_WIDE_VECS):
+        wide1[k] = vf64_set(0)
+        wide2[k] = vf64_set(0)
+    for k in range(block_vecs(x)):
+        left = n - k * width
+        n_parts = vwiden(vload_first(at(x, k * width), left), parts)
+        for i in range(n_parts):
+            d = vfirst(parts[i] - center, left - i * VF64_LANES)
+            slot = (k * n_parts + i) % wide_vecs(x)
+            wide1[slot] = wide1[slot] + d
+            wide2[slot] = vfma(d, d, wide2[slot])
+    sum_d[0] = vsum_wide(x, wide1)
+    sum_d2[0] = vsum_wide(x, wide2)
+
+
+cdef inline void moments_about(const vreal *x, Py_ssize_t n, double m,
+                               Moments *out) noexcept nogil:
+    """Moments of a row of one chunk, m its coarse mean."""
+    cdef double sum_d, sum_d2, c
+    if n < lanes(x) * block_vecs(x):
+        sums_about_short(x, n, m, &sum_d, &sum_d2)
+    else:
+        sums_about(x, n, m, &sum_d, &sum_d2)
+    c = sum_d / n
+    out.mean_hi = m
+    out.mean_lo = c
+    out.var = sum_d2 / n - c * c
+    if out.var < 0:
+        out.var = 0
+
+
+cdef inline void merge_none(Merged *all) noexcept nogil:
+    all.n = 0
+    all.origin = 0
+    all.mean = 0
+    all.m2 = 0
+
+
+cdef inline void merge(Merged *all, double n, double m, double c, double m2) noexcept nogil:
+    """Add n values of mean m + c, and m2 the sum of their squared deviations from it."""
+    cdef double delta
+    if all.n == 0:
+        all.n = n
+        all.origin = m
+        all.mean = c
+        all.m2 = m2
+        return
+    delta = (m - all.origin) + c - all.mean
+    all.mean += delta * (n / (all.n + n))
+    all.m2 += m2 + delta * delta * (all.n * n / (all.n + n))
+    all.n += n
+
+
+cdef inline void merge_row(Merged *all, const vreal *x, Py_ssize_t n) noexcept nogil:
+    """Add a row of any length, chunk by chunk."""
+    cdef Py_ssize_t chunk = chunk_size(x)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t count
+    cdef double m, sum_d, sum_d2
+    while i < n:
+        count = min(chunk, n - i)
+        m = coarse_mean(at(x, i), count)
+        if count < lanes(x) * block_vecs(x):
+            sums_about_short(at(x, i), count, m, &sum_d, &sum_d2)
+        else:
+            sums_about(at(x, i), count, m, &sum_d, &sum_d2)
+        merge(all, count, m, sum_d / count, sum_d2 - sum_d * (sum_d / count))
+        i += count
+
+
+cdef inline void merged_moments(const Merged *all, const vreal *x, Moments *out) noexcept nogil:
+    """Moments of all that was merged; x tells the type."""
+    out.mean_hi = vround(all.origin + all.mean, x)
+    out.mean_lo = (all.origin - out.mean_hi) + all.mean
+    out.var = all.m2 / all.n
+    if out.var < 0:
+        out.var = 0
+
+
+cdef inline void row_moments(const vreal *x, Py_ssize_t n, Moments *out) noexcept nogil:
+    """Moments of a row of any length, n > 0."""
+    cdef Merged all
+    if n <= chunk_size(x):
+        moments_about(x, n, coarse_mean(x, n), out)
+    else:
+        merge_none(&all)
+        merge_row(&all, x, n)
+        merged_moments(&all, x, out)
+
+
+cdef inline bint needs_scaling(const vreal *x, double var, double eps) noexcept nogil:
+    """Whether var is not finite, or lost to underflow what would show next to eps."""
+    if not isfinite(var):
+        return True
+    return var < underflow_limit(x) and underflow_limit(x) + eps != eps
+
+
+cdef inline void scaled_moments(const vreal *x, Py_ssize_t outer, Py_ssize_t stride,
+                                Py_ssize_t inner, double eps, ScaledMoments *out) noexcept nogil:
+    """Moments of outer runs of inner elements, stride apart, in double and free of overflow."""
+    cdef double largest = 0
+    cdef double total, d, sum_d, sum_d2, first
+    cdef double n = <double>outer * <double>inner
+    cdef Py_ssize_t i, j
+    for i in range(outer):
+        for j in range(inner):
+            d = fabs(vget(x, i * stride + j))
+            if d > largest:
+                largest = d
+    out.exponent = 0
+    if largest > 0 and isfinite(largest):
+        frexp(largest, &out.exponent)
+        # eps is scaled too, and must stay finite.
+        if eps > 0 and out.exponent < -400:
+            out.exponent = -400
+    first = ldexp(vget(x, 0), -out.exponent)
+    total = 0
+    for i in range(outer):
+        for j in range(inner):
+            total += ldexp(vget(x, i * stride + j), -out.exponent) - first
+    out.mean_hi = first + total / n
+    sum_d = 0
+    sum_d2 = 0
+    for i in range(outer):
+        for j in range(inner):
+            d = ldexp(vget(x, i * stride + j), -out.exponent) - out.mean_hi
+            sum_d += d
+            sum_d2 += d * d
+    out.mean_lo = sum_d / n
+    out.var = sum_d2 / n - out.mean_lo * out.mean_lo
+    if out.var < 0:
+        out.var = 0
+    out.rstd = 1 / sqrt(out.var + ldexp(eps, -2 * out.exponent))
+
+
+cdef inline double scaled_xhat(double x, const ScaledMoments *moments) noexcept nogil:
+    """(x - mean) * rstd."""
+    return (ldexp(x, -moments.exponent) - moments.mean_hi - moments.mean_lo) * moments.rstd
+
+
+cdef inline double unscaled_mean(const ScaledMoments *moments) noexcept nogil:
+    return ldexp(moments.mean_hi + moments.mean_lo, moments.exponent)
+
+
+cdef inline double unscaled_var(const ScaledMoments *moments) noexcept nogil:
+    return ldexp(moments.var, 2 * moments.exponent)
+
+
+cdef inline double unscaled_rstd(const ScaledMoments *moments) noexcept nogil:
+    return ldexp(moments.rstd, -moments.exponent)
+
+
+cdef inline bint vector_range(const vreal *x, double scale) noexcept nogil:
+    """Whether scale can be a factor in the row's type: not about to overflow or underflow there.
+
+    True for 0, Inf and NaN, which no other type would hold better.
+    """
+    cdef double size = fabs(scale)
+    if size == 0 or not isfinite(size):
+        return True
+    if vreal is vf32:
+        return 1e-30 < size < 1e30
+    else:
+        return 1e-290 < size < 1e290

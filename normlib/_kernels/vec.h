@@ -1,0 +1,344 @@
+/* SIMD vectors for the kernels, as wide as the CPU level that this file is compiled for.
+ *
+ * Design
+ * ------
+ * vf32 and vf64 hold VEC_BYTES bytes of float or double. Arithmetic (+ - * /) is the compiler's own,
+ * from the GCC/Clang vector extensions; on any other compiler a "vector" is one plain number.
+ * Only what those operators lack is here: loads of a part of a vector, fused multiply-add, selection,
+ * powers of two, and sums in a fixed order.
+ *
+ * Fixed order. A sum runs in the lanes of one BLOCK of 256 bytes (64 floats or 32 doubles), that is
+ * in BLOCK_VECS vectors, whatever their width; lanes are then folded by four, widened to double, and
+ * added by halves. Every CPU level with fused multiply-add so gives the same bits.
+ *
+ * Vectors have the alignment of their elements, so a pointer to a vector may point at any element of
+ * a row, and they may alias it.
+ */
+#ifndef NORMLIB_VEC_H
+#define NORMLIB_VEC_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if !defined(__GNUC__) || defined(NORMLIB_NO_SIMD)
+#define VEC_BYTES 0
+#elif defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define VEC_BYTES 64
+#elif defined(__AVX2__) && defined(__FMA__)
+#define VEC_BYTES 32
+#else
+#define VEC_BYTES 16
+#endif
+
+#define BLOCK_BYTES 256
+
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define VEC_HAS_FMA 1
+#else
+#define VEC_HAS_FMA 0
+#endif
+
+#if VEC_BYTES
+typedef float vf32 __attribute__((vector_size(VEC_BYTES), aligned(4), may_alias));
+typedef double vf64 __attribute__((vector_size(VEC_BYTES), aligned(8), may_alias));
+typedef int32_t vi32 __attribute__((vector_size(VEC_BYTES)));
+typedef int64_t vi64 __attribute__((vector_size(VEC_BYTES)));
+#define VF32_LANES (VEC_BYTES / 4)
+#define VF64_LANES (VEC_BYTES / 8)
+#else
+typedef float vf32;
+typedef double vf64;
+typedef int32_t vi32;
+typedef int64_t vi64;
+#define VF32_LANES 1
+#define VF64_LANES 1
+#endif
+
+#define VF32_BLOCK_VECS (BLOCK_BYTES / 4 / VF32_LANES)
+#define VF64_BLOCK_VECS (BLOCK_BYTES / 8 / VF64_LANES)
+/* Room for the block of either type, and for its lanes folded by four and widened to double. */
+#define MAX_BLOCK_VECS VF32_BLOCK_VECS
+#define MAX_WIDE_VECS (16 / VF64_LANES)
+#define MAX_PARTS 2
+
+#define VEC_FN static inline __attribute__((always_inline, unused))
+#if !defined(__GNUC__)
+#undef VEC_FN
+#define VEC_FN static inline
+#endif
+
+/* ---- broadcast, bits ------------------------------------------------------------------------ */
+
+#if VEC_BYTES
+VEC_FN vf32 vf32_set(float s) { return s - (vf32){0}; }
+VEC_FN vf64 vf64_set(double s) { return s - (vf64){0}; }
+#else
+VEC_FN vf32 vf32_set(float s) { return s; }
+VEC_FN vf64 vf64_set(double s) { return s; }
+VEC_FN vi32 vec_bits32(vf32 v) { vi32 r; memcpy(&r, &v, 4); return r; }
+VEC_FN vi64 vec_bits64(vf64 v) { vi64 r; memcpy(&r, &v, 8); return r; }
+#endif
+
+/* ---- the first n lanes: load, store, keep (others zero); n <= 0 touches nothing ------------------ */
+
+#if VEC_BYTES == 64
+VEC_FN __mmask16 vf32_first_mask(ptrdiff_t n)
+{
+    return n <= 0 ? 0 : n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
+}
+VEC_FN __mmask8 vf64_first_mask(ptrdiff_t n)
+{
+    return n <= 0 ? 0 : n >= 8 ? 0xff : (__mmask8)((1u << n) - 1);
+}
+VEC_FN vf32 vf32_load_first(const vf32 *p, ptrdiff_t n)
+{
+    return (vf32)_mm512_maskz_loadu_ps(vf32_first_mask(n), p);
+}
+VEC_FN vf64 vf64_load_first(const vf64 *p, ptrdiff_t n)
+{
+    return (vf64)_mm512_maskz_loadu_pd(vf64_first_mask(n), p);
+}
+VEC_FN void vf32_store_first(vf32 *p, vf32 v, ptrdiff_t n)
+{
+    _mm512_mask_storeu_ps(p, vf32_first_mask(n), (__m512)v);
+}
+VEC_FN void vf64_store_first(vf64 *p, vf64 v, ptrdiff_t n)
+{
+    _mm512_mask_storeu_pd(p, vf64_first_mask(n), (__m512d)v);
+}
+VEC_FN vf32 vf32_first(vf32 v, ptrdiff_t n)
+{
+    return (vf32)_mm512_maskz_mov_ps(vf32_first_mask(n), (__m512)v);
+}
+VEC_FN vf64 vf64_first(vf64 v, ptrdiff_t n)
+{
+    return (vf64)_mm512_maskz_mov_pd(vf64_first_mask(n), (__m512d)v);
+}
+#elif VEC_BYTES == 32
+VEC_FN __m256i vf32_first_mask(ptrdiff_t n)
+{
+    int k = n < 0 ? 0 : n > 8 ? 8 : (int)n;
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(k), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+VEC_FN __m256i vf64_first_mask(ptrdiff_t n)
+{
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x((long long)n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+VEC_FN vf32 vf32_load_first(const vf32 *p, ptrdiff_t n)
+{
+    return (vf32)_mm256_maskload_ps((const float *)p, vf32_first_mask(n));
+}
+VEC_FN vf64 vf64_load_first(const vf64 *p, ptrdiff_t n)
+{
+    return (vf64)_mm256_maskload_pd((const double *)p, vf64_first_mask(n));
+}
+VEC_FN void vf32_store_first(vf32 *p, vf32 v, ptrdiff_t n)
+{
+    _mm256_maskstore_ps((float *)p, vf32_first_mask(n), (__m256)v);
+}
+VEC_FN void vf64_store_first(vf64 *p, vf64 v, ptrdiff_t n)
+{
+    _mm256_maskstore_pd((double *)p, vf64_first_mask(n), (__m256d)v);
+}
+VEC_FN vf32 vf32_first(vf32 v, ptrdiff_t n)
+{
+    return (vf32)_mm256_and_ps((__m256)v, (__m256)vf32_first_mask(n));
+}
+VEC_FN vf64 vf64_first(vf64 v, ptrdiff_t n)
+{
+    return (vf64)_mm256_and_pd((__m256d)v, (__m256d)vf64_first_mask(n));
+}
+#else
+#define VEC_DEFINE_FIRST(V, LANES, SIZE)                                              \
+    VEC_FN size_t V##_first_bytes(ptrdiff_t n)                                        \
+    {                                                                                 \
+        return (size_t)(n <= 0 ? 0 : n >= LANES ? LANES : n) * SIZE;                  \
+    }                                                                                 \
+    VEC_FN V V##_load_first(const V *p, ptrdiff_t n)                                  \
+    {                                                                                 \
+        V v = V##_set(0);                                                             \
+        memcpy(&v, (const void *)p, V##_first_bytes(n));                              \
+        return v;                                                                     \
+    }                                                                                 \
+    VEC_FN void V##_store_first(V *p, V v, ptrdiff_t n)                               \
+    {                                                                                 \
+        memcpy((void *)p, &v, V##_first_bytes(n));                                    \
+    }                                                                                 \
+    VEC_FN V V##_first(V v, ptrdiff_t n) { return V##_load_first(&v, n); }
+VEC_DEFINE_FIRST(vf32, VF32_LANES, 4)
+VEC_DEFINE_FIRST(vf64, VF64_LANES, 8)
+#endif
+
+/* ---- fused multiply-add: one rounding where the CPU level has it, two where not --------------------- */
+
+#if VEC_BYTES == 64
+VEC_FN vf32 vf32_fma(vf32 a, vf32 b, vf32 c)
+{
+    return (vf32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+VEC_FN vf64 vf64_fma(vf64 a, vf64 b, vf64 c)
+{
+    return (vf64)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+}
+#elif VEC_BYTES == 32
+VEC_FN vf32 vf32_fma(vf32 a, vf32 b, vf32 c)
+{
+    return (vf32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+VEC_FN vf64 vf64_fma(vf64 a, vf64 b, vf64 c)
+{
+    return (vf64)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+}
+#elif VEC_BYTES && VEC_HAS_FMA
+VEC_FN vf32 vf32_fma(vf32 a, vf32 b, vf32 c)
+{
+    for (int i = 0; i < VF32_LANES; i++) a[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return a;
+}
+VEC_FN vf64 vf64_fma(vf64 a, vf64 b, vf64 c)
+{
+    for (int i = 0; i < VF64_LANES; i++) a[i] = __builtin_fma(a[i], b[i], c[i]);
+    return a;
+}
+#else
+VEC_FN vf32 vf32_fma(vf32 a, vf32 b, vf32 c) { return a * b + c; }
+VEC_FN vf64 vf64_fma(vf64 a, vf64 b, vf64 c) { return a * b + c; }
+#endif
+
+VEC_FN double scalar_fma(double a, double b, double c)
+{
+#if VEC_HAS_FMA
+    return __builtin_fma(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+/* ---- selection: a < b ? yes : no, lane by lane (a NaN compares false); |v| ---------------------------- */
+
+#if VEC_BYTES
+#define VEC_DEFINE_SELECT(V, I, SIGN)                                                 \
+    VEC_FN V V##_select_lt(V a, V b, V yes, V no)                                     \
+    {                                                                                 \
+        I m = (I)(a < b);                                                             \
+        return (V)(((I)yes & m) | ((I)no & ~m));                                      \
+    }                                                                                 \
+    VEC_FN V V##_abs(V v) { return (V)((I)v & (SIGN - (I){0})); }           \
+    VEC_FN V V##_copysign(V magnitude, V sign)                                        \
+    {                                                                                 \
+        I m = SIGN - (I){0};                                                          \
+        return (V)(((I)magnitude & m) | ((I)sign & ~m));                              \
+    }
+VEC_DEFINE_SELECT(vf32, vi32, INT32_MAX)
+VEC_DEFINE_SELECT(vf64, vi64, INT64_MAX)
+#else
+#define VEC_DEFINE_SELECT(V, ABS, COPYSIGN)                                           \
+    VEC_FN V V##_select_lt(V a, V b, V yes, V no) { return a < b ? yes : no; }        \
+    VEC_FN V V##_abs(V v) { return ABS(v); }                                          \
+    VEC_FN V V##_copysign(V magnitude, V sign) { return COPYSIGN(magnitude, sign); }
+VEC_DEFINE_SELECT(vf32, fabsf, copysignf)
+VEC_DEFINE_SELECT(vf64, fabs, copysign)
+#endif
+
+/* ---- powers of two. v = n + VF.._ROUND holds the integer n, rounded to nearest, in its low bits; ------ *
+ * ---- the result is 2**n for n in the range of normal numbers.                                     ------ */
+
+#define VF32_ROUND 12582912.0f            /* 1.5 * 2**23 */
+#define VF64_ROUND 6755399441055744.0     /* 1.5 * 2**52 */
+
+#if VEC_BYTES
+VEC_FN vf32 vf32_pow2(vf32 v) { return (vf32)(((vi32)v + 127) << 23); }
+VEC_FN vf64 vf64_pow2(vf64 v) { return (vf64)(((vi64)v + 1023) << 52); }
+#else
+VEC_FN vf32 vf32_pow2(vf32 v)
+{
+    uint32_t b = ((uint32_t)vec_bits32(v) + 127u) << 23;
+    memcpy(&v, &b, 4);
+    return v;
+}
+VEC_FN vf64 vf64_pow2(vf64 v)
+{
+    uint64_t b = ((uint64_t)vec_bits64(v) + 1023u) << 52;
+    memcpy(&v, &b, 8);
+    return v;
+}
+#endif
+
+/* ---- a vector as one (vf64, or no SIMD) or two vectors of double ---------------------------------------- */
+
+#define VF32_PARTS (VF32_LANES / VF64_LANES)
+#define VF64_PARTS 1
+
+VEC_FN void vf32_widen(vf32 v, vf64 *parts)
+{
+#if VEC_BYTES == 64
+    parts[0] = (vf64)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+    parts[1] = (vf64)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+#elif VEC_BYTES == 32
+    parts[0] = (vf64)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
+    parts[1] = (vf64)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
+#elif VEC_BYTES == 16
+    parts[0] = (vf64){(double)v[0], (double)v[1]};
+    parts[1] = (vf64){(double)v[2], (double)v[3]};
+#else
+    parts[0] = (double)v;
+#endif
+}
+VEC_FN void vf64_widen(vf64 v, vf64 *parts) { parts[0] = v; }
+
+/* ---- sums in the fixed order ------------------------------------------------------------------------ */
+
+/* Add one block of accumulators into 16 (vf32) or 8 (vf64) double lanes: lanes j, j + 1/4, j + 1/2 and
+ * j + 3/4 of the block are folded in their own type first. */
+#define VEC_DEFINE_FOLD(V, BLOCK_VECS, PARTS)                                         \
+    VEC_FN void V##_fold(const V *acc, vf64 *wide)                                    \
+    {                                                                                 \
+        enum { Q = BLOCK_VECS / 4 };                                                  \
+        vf64 parts[PARTS];                                                            \
+        for (int q = 0; q < Q; q++) {                                                 \
+            V##_widen((acc[q] + acc[q + Q]) + (acc[q + 2 * Q] + acc[q + 3 * Q]), parts); \
+            for (int i = 0; i < PARTS; i++) wide[q * PARTS + i] += parts[i];          \
+        }                                                                             \
+    }
+VEC_DEFINE_FOLD(vf32, VF32_BLOCK_VECS, VF32_PARTS)
+VEC_DEFINE_FOLD(vf64, VF64_BLOCK_VECS, VF64_PARTS)
+
+/* Sum of n_vecs (a power of two) vectors of double lanes, by halves. */
+VEC_FN double vec_sum_wide(vf64 *wide, int n_vecs)
+{
+    for (int half = n_vecs / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) wide[i] += wide[i + half];
+#if VEC_BYTES == 64
+    __m256d a = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)wide[0]),
+                              _mm512_extractf64x4_pd((__m512d)wide[0], 1));
+    __m128d b = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
+    return _mm_cvtsd_f64(b) + _mm_cvtsd_f64(_mm_unpackhi_pd(b, b));
+#elif VEC_BYTES == 32
+    __m256d a = (__m256d)wide[0];
+    __m128d b = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
+    return _mm_cvtsd_f64(b) + _mm_cvtsd_f64(_mm_unpackhi_pd(b, b));
+#elif VEC_BYTES == 16
+    return wide[0][0] + wide[0][1];
+#else
+    return wide[0];
+#endif
+}
+#define VF32_WIDE_VECS (16 / VF64_LANES)
+#define VF64_WIDE_VECS (8 / VF64_LANES)
+#define vf32_sum_wide(wide) vec_sum_wide(wide, VF32_WIDE_VECS)
+#define vf64_sum_wide(wide) vec_sum_wide(wide, VF64_WIDE_VECS)
+
+/* ---- single elements of a row ----------------------------------------------------------------------- */
+
+VEC_FN double vf32_get(const vf32 *row, ptrdiff_t i) { return ((const float *)row)[i]; }
+VEC_FN double vf64_get(const vf64 *row, ptrdiff_t i) { return ((const double *)row)[i]; }
+VEC_FN void vf32_put(vf32 *row, ptrdiff_t i, double v) { ((float *)row)[i] = (float)v; }
+VEC_FN void vf64_put(vf64 *row, ptrdiff_t i, double v) { ((double *)row)[i] = v; }
+
+#endif

@@ -1,0 +1,245 @@
+"""vec.h for Cython: one fused vector type, and one name for each operation on it.
+
+``vreal`` is a vector of float32 or float64. Cython is told that it is a plain number, so that
+``a * b + c`` is written as such, and the C compiler sees the vector type. Two rules follow: a
+vector is made from a number by ``vset`` alone, and never meets a Python object.
+"""
+
+cdef extern from "vec.h" nogil:
+    ctypedef float vf32
+    ctypedef double vf64
+
+    enum:
+        VF32_LANES
+        VF64_LANES
+        VF32_BLOCK_VECS
+        VF64_BLOCK_VECS
+        MAX_BLOCK_VECS
+        MAX_WIDE_VECS
+        MAX_PARTS
+        VF32_PARTS
+        VF64_PARTS
+        VF32_WIDE_VECS
+        VF64_WIDE_VECS
+
+    float VF32_ROUND
+    double VF64_ROUND
+
+    vf32 vf32_set(float) noexcept
+    vf64 vf64_set(double) noexcept
+    vf32 vf32_load_first(const vf32 *, Py_ssize_t) noexcept
+    vf64 vf64_load_first(const vf64 *, Py_ssize_t) noexcept
+    void vf32_store_first(vf32 *, vf32, Py_ssize_t) noexcept
+    void vf64_store_first(vf64 *, vf64, Py_ssize_t) noexcept
+    vf32 vf32_first(vf32, Py_ssize_t) noexcept
+    vf64 vf64_first(vf64, Py_ssize_t) noexcept
+    vf32 vf32_fma(vf32, vf32, vf32) noexcept
+    vf64 vf64_fma(vf64, vf64, vf64) noexcept
+    vf32 vf32_select_lt(vf32, vf32, vf32, vf32) noexcept
+    vf64 vf64_select_lt(vf64, vf64, vf64, vf64) noexcept
+    vf32 vf32_abs(vf32) noexcept
+    vf64 vf64_abs(vf64) noexcept
+    vf32 vf32_copysign(vf32, vf32) noexcept
+    vf64 vf64_copysign(vf64, vf64) noexcept
+    vf32 vf32_pow2(vf32) noexcept
+    vf64 vf64_pow2(vf64) noexcept
+    void vf32_fold(const vf32 *, vf64 *) noexcept
+    void vf64_fold(const vf64 *, vf64 *) noexcept
+    double vf32_sum_wide(vf64 *) noexcept
+    double vf64_sum_wide(vf64 *) noexcept
+    void vf32_widen(vf32, vf64 *) noexcept
+    void vf64_widen(vf64, vf64 *) noexcept
+    double vf32_get(const vf32 *, Py_ssize_t) noexcept
+    double vf64_get(const vf64 *, Py_ssize_t) noexcept
+    void vf32_put(vf32 *, Py_ssize_t, double) noexcept
+    void vf64_put(vf64 *, Py_ssize_t, double) noexcept
+    double scalar_fma(double, double, double) noexcept
+
+ctypedef fused vreal:
+    vf32
+    vf64
+
+
+cdef inline int lanes(const vreal *row) noexcept nogil:
+    """Elements in one vector of the row's type."""
+    if vreal is vf32:
+        return VF32_LANES
+    else:
+        return VF64_LANES
+
+
+cdef inline int block_vecs(const vreal *row) noexcept nogil:
+    """Vectors in one block of 256 bytes."""
+    if vreal is vf32:
+        return VF32_BLOCK_VECS
+    else:
+        return VF64_BLOCK_VECS
+
+
+cdef inline int wide_vecs(const vreal *row) noexcept nogil:
+    """Vectors of double that a folded block fills."""
+    if vreal is vf32:
+        return VF32_WIDE_VECS
+    else:
+        return VF64_WIDE_VECS
+
+
+cdef inline const vreal *at(const vreal *row, Py_ssize_t i) noexcept nogil:
+    """Address of element i."""
+    if vreal is vf32:
+        return <const vreal *>(<const float *>row + i)
+    else:
+        return <const vreal *>(<const double *>row + i)
+
+
+cdef inline vreal *at_out(vreal *row, Py_ssize_t i) noexcept nogil:
+    """Address of element i, for writing."""
+    if vreal is vf32:
+        return <vreal *>(<float *>row + i)
+    else:
+        return <vreal *>(<double *>row + i)
+
+
+cdef inline vreal vset(double s, const vreal *row) noexcept nogil:
+    """Vector of s, rounded to the row's type, in every lane."""
+    if vreal is vf32:
+        return vf32_set(<float>s)
+    else:
+        return vf64_set(s)
+
+
+cdef inline vreal vload_first(const vreal *row, Py_ssize_t n) noexcept nogil:
+    """The first n elements; the lanes behind them are zero, and not read."""
+    if vreal is vf32:
+        return vf32_load_first(row, n)
+    else:
+        return vf64_load_first(row, n)
+
+
+cdef inline void vstore_first(vreal *row, vreal v, Py_ssize_t n) noexcept nogil:
+    """Store the first n lanes alone."""
+    if vreal is vf32:
+        vf32_store_first(row, v, n)
+    else:
+        vf64_store_first(row, v, n)
+
+
+cdef inline vreal vfirst(vreal v, Py_ssize_t n) noexcept nogil:
+    """v with the lanes from n on set to zero."""
+    if vreal is vf32:
+        return vf32_first(v, n)
+    else:
+        return vf64_first(v, n)
+
+
+cdef inline vreal vfma(vreal a, vreal b, vreal c) noexcept nogil:
+    """a * b + c, rounded once."""
+    if vreal is vf32:
+        return vf32_fma(a, b, c)
+    else:
+        return vf64_fma(a, b, c)
+
+
+cdef inline vreal vselect_lt(vreal a, vreal b, vreal yes, vreal no) noexcept nogil:
+    """yes where a < b, else no; no where either is NaN."""
+    if vreal is vf32:
+        return vf32_select_lt(a, b, yes, no)
+    else:
+        return vf64_select_lt(a, b, yes, no)
+
+
+cdef inline vreal vabs(vreal v) noexcept nogil:
+    if vreal is vf32:
+        return vf32_abs(v)
+    else:
+        return vf64_abs(v)
+
+
+cdef inline vreal vcopysign(vreal magnitude, vreal sign) noexcept nogil:
+    if vreal is vf32:
+        return vf32_copysign(magnitude, sign)
+    else:
+        return vf64_copysign(magnitude, sign)
+
+
+cdef inline vreal vpow2(vreal v) noexcept nogil:
+    """2**n where v = n + VF.._ROUND."""
+    if vreal is vf32:
+        return vf32_pow2(v)
+    else:
+        return vf64_pow2(v)
+
+
+cdef inline void vfold(const vreal *acc, vf64 *wide) noexcept nogil:
+    """Add one block of accumulators to its folded double lanes."""
+    if vreal is vf32:
+        vf32_fold(acc, wide)
+    else:
+        vf64_fold(acc, wide)
+
+
+cdef inline double vsum_wide(const vreal *row, vf64 *wide) noexcept nogil:
+    """Sum of the folded lanes, by halves (overwrites them)."""
+    if vreal is vf32:
+        return vf32_sum_wide(wide)
+    else:
+        return vf64_sum_wide(wide)
+
+
+cdef inline int vwiden(vreal v, vf64 *parts) noexcept nogil:
+    """v as vectors of double; returns how many."""
+    if vreal is vf32:
+        vf32_widen(v, parts)
+        return VF32_PARTS
+    else:
+        vf64_widen(v, parts)
+        return VF64_PARTS
+
+
+cdef inline void vadd_to(double *dst, vreal v) noexcept nogil:
+    """dst[:lanes] += v, in double."""
+    cdef vf64 parts[MAX_PARTS]
+    cdef vf64 *wide = <vf64 *>dst
+    cdef int i
+    for i in range(vwiden(v, parts)):
+        wide[i] = wide[i] + parts[i]
+
+
+cdef inline void vadd_deviation_to(double *dst1, double *dst2, vreal v,
+                                   vreal center) noexcept nogil:
+    """dst1[:lanes] += d and dst2[:lanes] += d**2, d = v - center, all in double."""
+    cdef vf64 parts[MAX_PARTS]
+    cdef vf64 centers[MAX_PARTS]
+    cdef vf64 *wide1 = <vf64 *>dst1
+    cdef vf64 *wide2 = <vf64 *>dst2
+    cdef vf64 d
+    cdef int i
+    vwiden(center, centers)
+    for i in range(vwiden(v, parts)):
+        d = parts[i] - centers[i]
+        wide1[i] = wide1[i] + d
+        wide2[i] = vf64_fma(d, d, wide2[i])
+
+
+cdef inline double vget(const vreal *row, Py_ssize_t i) noexcept nogil:
+    """Element i as a double."""
+    if vreal is vf32:
+        return vf32_get(row, i)
+    else:
+        return vf64_get(row, i)
+
+
+cdef inline void vput(vreal *row, Py_ssize_t i, double v) noexcept nogil:
+    """Element i = v, rounded to the row's type."""
+    if vreal is vf32:
+        vf32_put(row, i, v)
+    else:
+        vf64_put(row, i, v)
+
+
+cdef inline double vround(double s, const vreal *row) noexcept nogil:
+    """s rounded to the row's type."""
+    if vreal is vf32:
+        return <double>(<float>s)
+    else:
+        return s

@@ -1,0 +1,130 @@
+"""Mean and variance: of an array along axes, and of a stream of arrays."""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from normlib import _kernels
+from normlib.arrays import Array, Axis, as_float, check_axes
+from normlib.errors import ShapeError
+from normlib.threads import threads_for
+
+__all__ = ["Moments", "moments"]
+
+
+def moments(x: ArrayLike, axis: Axis = -1, *, keepdims: bool = False) -> tuple[Array, Array]:
+    r"""Mean and biased variance along axes, by the corrected two-pass formula.
+
+    .. math:: \mu = \frac{1}{F} \sum_i x_i, \qquad \sigma^2 = \frac{1}{F} \sum_i (x_i - \mu)^2
+
+    Unlike ``x.var()`` of a float32 array, it keeps its digits where the mean dwarfs the spread,
+    where squares overflow or underflow, and over long axes.
+
+    Parameters
+    ----------
+    x : array of float32 or float64, any shape
+    axis : int or tuple of int
+        The axes to reduce; at least one.
+    keepdims : bool
+        Keep them, with size 1.
+
+    Returns
+    -------
+    mean, var : arrays of float64
+        With the shape of the other axes. NaN where an axis of size 0 is reduced.
+
+    Raises
+    ------
+    DTypeError
+        If `x` is of another type.
+    ShapeError
+        If an axis does not exist, is named twice, or none is named.
+
+    References
+    ----------
+    Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normlib
+    >>> mean, var = normlib.moments(np.float32([[10000, 10001, 10002], [1, 1, 1]]))
+    >>> mean, var
+    (array([1.0001e+04, 1.0000e+00]), array([0.66666667, 0.        ]))
+    """
+    x = as_float(x, "x")
+    axes = check_axes(axis, x.ndim)
+    kept = tuple(a for a in range(x.ndim) if a not in axes)
+    shape = tuple(1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a in kept)
+    n_features = math.prod(x.shape[a] for a in axes)
+    if x.size == 0:
+        return np.full(shape, np.nan), np.full(shape, np.nan)
+    rows = np.ascontiguousarray(x.transpose(kept + axes)).reshape(-1, n_features)
+    mean = np.empty(len(rows))
+    var = np.empty(len(rows))
+    _kernels.moments.moments(rows, mean, var, threads_for(x.size))
+    return mean.reshape(shape), var.reshape(shape)
+
+
+class Moments:
+    """Mean and biased variance of a stream of arrays, one value a feature.
+
+    Accumulators of parts of a stream can be merged; the result is that of the whole stream, to
+    rounding in float64 (Chan, Golub, LeVeque 1983).
+
+    Parameters
+    ----------
+    features : int
+        Size F of the last axis of every array.
+
+    Attributes
+    ----------
+    count : int
+        Rows seen.
+    mean, var : arrays of float64, (F,)
+        NaN as long as there were none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normlib
+    >>> seen = normlib.Moments(2)
+    >>> seen.update(np.array([[1.0, 10.0], [3.0, 10.0]]))
+    >>> seen.update(np.array([[5.0, 10.0]]))
+    >>> seen.count, seen.mean
+    (3, array([ 3., 10.]))
+    """
+
+    def __init__(self, features: int) -> None:
+        self.features = features
+        self.count = 0
+        self.mean = np.full(features, np.nan)
+        self.var = np.full(features, np.nan)
+
+    def update(self, x: ArrayLike) -> None:
+        """Add the rows of x (..., F); ShapeError if its last axis has another size."""
+        x = as_float(x, "x")
+        if x.ndim == 0 or x.shape[-1] != self.features:
+            raise ShapeError(f"x must have shape (..., {self.features}); got {x.shape}")
+        rows = x.reshape(-1, self.features)
+        if len(rows):
+            self._merge(len(rows), *moments(rows, axis=0))
+
+    def merge(self, other: "Moments") -> None:
+        """Add all that another accumulator of as many features has seen."""
+        if other.features != self.features:
+            raise ShapeError(f"other must have {self.features} features; got {other.features}")
+        if other.count:
+            self._merge(other.count, other.mean, other.var)
+
+    def _merge(self, count: int, mean: Array, var: Array) -> None:
+        if not self.count:
+            self.count, self.mean, self.var = count, mean.copy(), var.copy()
+            return
+        total = self.count + count
+        delta = mean - self.mean
+        weight = count / total
+        self.mean = self.mean + delta * weight
+        self.var = self.var + (var - self.var) * weight + delta**2 * (weight * (1 - weight))
+        self.count = total

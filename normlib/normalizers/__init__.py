@@ -1,0 +1,8 @@
+"""Normalizers: objects with parameters and state, over the functions of `normlib.functional`."""
+
+from normlib.normalizers.base import Normalizer
+from normlib.normalizers.batch import BatchNorm
+from normlib.normalizers.layer import LayerNorm
+from normlib.normalizers.noop import NoOp
+
+__all__ = ["BatchNorm", "LayerNorm", "NoOp", "Normalizer"]

@@ -1,0 +1,470 @@
+"""The contract that every normalizer fulfils.
+
+Design
+------
+A normalizer owns its learned ``parameters`` and, if it has any, its ``buffers`` (running
+statistics). The method is the mode; there is no training flag::
+
+    y = norm(x)                      # inference: reads the state, changes nothing
+    y, cache = norm.forward(x)       # training: may update the buffers
+    dx, grads = norm.backward(dy, cache)   # pure
+
+A subclass declares `Normalizer.per_sample`, writes `Normalizer.forward` and `Normalizer.backward`
+(and ``__call__``, unless inference is just forward without the cache) and inherits everything else:
+checking, configuration, state, pickling.
+
+What the RNN does with a normalizer at time step t, of whose batch ``valid`` rows are not padding::
+
+    if valid < norm.min_rows:
+        y, cache = norm.forward_frozen(x, step=t)
+    else:
+        y, cache = norm.forward(x, step=t, mask=mask)
+
+`Normalizer.min_rows` is 0 unless a normalizer needs several rows to make its statistics, so one
+that works per sample always takes the second branch. ``backward`` takes either cache.
+"""
+
+import abc
+import operator
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from normlib.arrays import Array, as_float, check_eps, check_mask, check_out, required_like
+from normlib.errors import DTypeError, ParameterError, ShapeError, StateError
+
+__all__ = ["Normalizer", "as_integer"]
+
+
+def as_integer(name: str, value: Any, *, minimum: int) -> int:
+    """Return `value` as an int, or say why argument `name` cannot be that."""
+    if not isinstance(value, bool | np.bool_):
+        try:
+            integer = operator.index(value)
+        except TypeError:
+            pass
+        else:
+            if integer >= minimum:
+                return integer
+    raise ParameterError(f"{name} must be an integer of at least {minimum}; got {value!r}")
+
+
+def _as_flag(name: str, value: Any) -> bool:
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise ParameterError(
+        f"{name} says whether there is one and must be True or False; got {value!r} "
+        f"(its values are set afterwards, in parameters[{name!r}])"
+    )
+
+
+def _as_dtype(value: npt.DTypeLike) -> np.dtype[Any]:
+    # np.dtype(None) is float64, which nobody who writes None would expect of a float32 default.
+    if value is not None:
+        try:
+            dtype = np.dtype(value)
+        except TypeError:
+            pass
+        else:
+            if dtype in (np.float32, np.float64):
+                return dtype
+    raise DTypeError(f"dtype must be float32 or float64; got {value!r}")
+
+
+class Normalizer(abc.ABC):
+    """Base class of all normalizers over the last axis.
+
+    Parameters
+    ----------
+    features : int
+        F, the size of the last axis of every input.
+    gain, bias : bool, default True
+        Whether there is a learned gain, a learned bias, each of shape (F,). Gains start at 1,
+        biases at 0.
+    eps : float, default 1e-5
+        Added to the variance, inside the square root. 0 is allowed.
+    dtype : {"float32", "float64"}, default "float32"
+        Dtype of the parameters and of every result. Input may be either, and is cast to it.
+
+    Attributes
+    ----------
+    features : int
+    eps : float
+    dtype : numpy.dtype
+    parameters : dict of str to ndarray
+        What is learned, under the names "gain" and "bias". Change values in place
+        (``norm.parameters["gain"][...] = 0.1``): others may hold the same array.
+    buffers : dict of str to ndarray
+        What is not learned but belongs to the state; empty here.
+
+    Raises
+    ------
+    ParameterError
+        If `features`, `gain`, `bias` or `eps` is outside its range (a ``ValueError``).
+    DTypeError
+        If `dtype` is neither float32 nor float64 (a ``TypeError``).
+
+    Notes
+    -----
+    Inference only reads, so one instance may infer in many threads at once. ``forward`` may update
+    the buffers, and is for one thread at a time unless a subclass promises more.
+
+    Examples
+    --------
+    A normalizer of one's own. `affine` and `affine_backward` apply gain and bias, if there are any.
+
+    >>> import numpy as np
+    >>> from normlib.normalizers import Normalizer
+    >>> class RMSNorm(Normalizer):
+    ...     per_sample = True
+    ...
+    ...     def forward(self, x, *, step=0, mask=None):
+    ...         x = self.check_input(x, step=step, mask=mask)
+    ...         rstd = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.eps)
+    ...         xhat = x * rstd
+    ...         return self.affine(xhat), (xhat, rstd)
+    ...
+    ...     def backward(self, dy, cache):
+    ...         xhat, rstd = cache
+    ...         dxhat, grads = self.affine_backward(dy, xhat)
+    ...         along = np.mean(dxhat * xhat, axis=-1, keepdims=True)
+    ...         return rstd * (dxhat - xhat * along), grads
+    >>> norm = RMSNorm(2, bias=False, eps=0)
+    >>> norm
+    RMSNorm(features=2, gain=True, bias=False, eps=0.0, dtype='float32')
+    >>> norm(np.array([[1.0, 7.0]]))
+    array([[0.2, 1.4]], dtype=float32)
+    """
+
+    #: The name under which the class is registered; empty until then. ``register`` sets it.
+    name: ClassVar[str] = ""
+    #: Whether a row's result depends on that row alone, in ``forward`` too. Every class says.
+    per_sample: ClassVar[bool]
+    #: The value at which gains start inside an RNN. The RNN sets it after creation.
+    rnn_gain: ClassVar[float] = 1.0
+    #: The fewest rows, not counting masked ones, that ``forward`` needs.
+    min_rows: ClassVar[int] = 0
+
+    features: int
+    eps: float
+    dtype: np.dtype[Any]
+    parameters: dict[str, Array]
+    buffers: dict[str, Array]
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        gain: bool = True,
+        bias: bool = True,
+        eps: float = 1e-5,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        self.features = as_integer("features", features, minimum=1)
+        self.eps = check_eps(eps)
+        self.dtype = _as_dtype(dtype)
+        self.parameters = {}
+        if _as_flag("gain", gain):
+            self.parameters["gain"] = np.ones(self.features, self.dtype)
+        if _as_flag("bias", bias):
+            self.parameters["bias"] = np.zeros(self.features, self.dtype)
+        self.buffers = {}
+
+    def __repr__(self) -> str:
+        config = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
+        return f"{type(self).__name__}({config})"
+
+    # ---- what a subclass writes -------------------------------------------------------------
+
+    def __call__(self, x: npt.ArrayLike, *, step: int = 0, out: Array | None = None) -> Array:
+        """Normalize `x` for inference.
+
+        Here it is ``forward`` without the cache, which is right for a normalizer that works per
+        sample and keeps no running statistics. Others override it.
+
+        Parameters
+        ----------
+        x : array_like, shape (..., F)
+            Values in float32 or float64.
+        step : int, default 0
+            The time step, for normalizers that keep statistics for each.
+        out : ndarray, optional
+            Where to write the result: the shape of `x`, this normalizer's dtype. It may be `x`.
+
+        Returns
+        -------
+        y : ndarray, shape (..., F)
+            `out`, if it was given.
+
+        Raises
+        ------
+        ShapeError
+            If the last axis of `x` is not F, or `out` has another shape than `x`.
+        DTypeError
+            If `x` is neither float32 nor float64, or `out` has another dtype than the normalizer.
+        ParameterError
+            If `step` is not an integer of at least 0.
+        """
+        if not self.per_sample:
+            raise NotImplementedError(
+                f"{type(self).__name__} has per_sample = False and must define __call__, "
+                "because forward would normalize by the batch and change its statistics"
+            )
+        y, _ = self.forward(x, step=step)
+        return self.write_out(y, out)
+
+    @abc.abstractmethod
+    def forward(
+        self, x: npt.ArrayLike, *, step: int = 0, mask: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[Array, Any]:
+        """Normalize `x` for training.
+
+        Parameters
+        ----------
+        x : array_like, shape (..., F)
+            Values in float32 or float64.
+        step : int, default 0
+            The time step, for normalizers that keep statistics for each.
+        mask : ndarray of bool, shape (...), optional
+            The rows that count: False rows do not enter the statistics, and are normalized by them
+            all the same. A normalizer that works per sample ignores it, save for checking.
+
+        Returns
+        -------
+        y : ndarray, shape (..., F)
+            Its own memory: neither `x` nor anything in `cache`, so it may be changed in place.
+        cache : object
+            For ``backward``. It may refer to `x`, `mask` and the parameters, so do not change them
+            before ``backward``.
+
+        Raises
+        ------
+        ShapeError, DTypeError, ParameterError
+            As ``__call__``, and for a mask of another shape or dtype. After an error the state is
+            what it was.
+        ValueError
+            If fewer than `min_rows` rows count.
+        """
+
+    @abc.abstractmethod
+    def backward(self, dy: npt.ArrayLike, cache: Any) -> tuple[Array, dict[str, Array]]:
+        """Differentiate what ``forward`` or ``forward_frozen`` computed.
+
+        Pure: it changes neither the state nor `cache`, and may be called again.
+
+        Parameters
+        ----------
+        dy : array_like, shape (..., F)
+            The gradient of a loss with respect to y.
+        cache : object
+            As returned beside y.
+
+        Returns
+        -------
+        dx : ndarray, shape (..., F)
+            The gradient with respect to x.
+        grads : dict of str to ndarray
+            The gradients with respect to the parameters, with the same keys and shapes.
+
+        Raises
+        ------
+        ShapeError
+            If `dy` does not have the shape of y.
+        DTypeError
+            If `dy` is neither float32 nor float64.
+        """
+
+    def forward_frozen(self, x: npt.ArrayLike, *, step: int = 0) -> tuple[Array, Any]:
+        """Normalize for training as inference does, the statistics being constants.
+
+        The RNN calls this at a step where fewer than `min_rows` rows are valid. A normalizer with
+        ``min_rows > 0`` overrides it; for the others it is ``forward``.
+
+        Parameters
+        ----------
+        x : array_like, shape (..., F)
+            Values in float32 or float64.
+        step : int, default 0
+            The time step.
+
+        Returns
+        -------
+        y, cache
+            As ``forward``. The state does not change.
+        """
+        return self.forward(x, step=step)
+
+    # ---- helpers for subclasses -------------------------------------------------------------
+
+    def check_input(
+        self, x: npt.ArrayLike, *, step: int = 0, mask: npt.NDArray[np.bool_] | None = None
+    ) -> Array:
+        """Check the arguments of a call; return `x` as a C-contiguous array of this dtype.
+
+        The result may share memory with `x`: do not write to it. Being contiguous, its rows are
+        summed by NumPy in an order that does not depend on how many there are.
+
+        Raises
+        ------
+        ShapeError, DTypeError, ParameterError
+            As ``forward``.
+        """
+        array = as_float(x, "x")
+        if array.ndim == 0 or array.shape[-1] != self.features:
+            raise ShapeError(
+                f"x must have shape (..., {self.features}), as this {type(self).__name__} has "
+                f"{self.features} features; got {array.shape}"
+            )
+        as_integer("step", step, minimum=0)
+        check_mask(mask, array.shape[:-1])
+        return np.ascontiguousarray(array, dtype=self.dtype)
+
+    def write_out(self, y: Array, out: Array | None) -> Array:
+        """Return `y`, copied to `out` if that is given.
+
+        Raises
+        ------
+        ShapeError
+            If `out` has another shape than `y`.
+        DTypeError
+            If `out` is not an array of this normalizer's dtype.
+        """
+        if out is None:
+            return y
+        check_out(out, y)
+        out[...] = y
+        return out
+
+    def affine(self, xhat: Array) -> Array:
+        """Return ``gain * xhat + bias``, without the parameters that are not there.
+
+        Always a new array.
+
+        Parameters
+        ----------
+        xhat : ndarray, shape (..., F)
+            The normalized values.
+        """
+        gain = self.parameters.get("gain")
+        y = xhat.copy() if gain is None else xhat * gain
+        if "bias" in self.parameters:
+            y += self.parameters["bias"]
+        return y
+
+    def affine_backward(self, dy: npt.ArrayLike, xhat: Array) -> tuple[Array, dict[str, Array]]:
+        """Differentiate `affine`.
+
+        The sums over rows run in float64. Always new arrays.
+
+        Parameters
+        ----------
+        dy : array_like, shape (..., F)
+            The gradient with respect to what ``affine`` returned.
+        xhat : ndarray, shape (..., F)
+            What ``affine`` was called with.
+
+        Returns
+        -------
+        dxhat : ndarray, shape (..., F)
+            ``dy * gain``.
+        grads : dict of str to ndarray
+            The gradients of those of gain and bias that are there: the sums over all rows of
+            ``dy * xhat`` and of ``dy``.
+
+        Raises
+        ------
+        ShapeError
+            If `dy` does not have the shape of `xhat`.
+        DTypeError
+            If `dy` is neither float32 nor float64.
+        """
+        dy = self.check_gradient(dy, xhat.shape)
+        rows = tuple(range(dy.ndim - 1))
+        gain = self.parameters.get("gain")
+        sums = {}
+        if gain is not None:
+            sums["gain"] = np.sum(dy * xhat, axis=rows, dtype=np.float64)
+        if "bias" in self.parameters:
+            sums["bias"] = np.sum(dy, axis=rows, dtype=np.float64)
+        dxhat = dy.copy() if gain is None else dy * gain
+        return dxhat, {key: total.astype(self.dtype) for key, total in sums.items()}
+
+    def check_gradient(self, dy: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
+        """Check the gradient of an output of that shape; return it as `check_input` does.
+
+        Raises
+        ------
+        ShapeError
+            If `dy` has another shape.
+        DTypeError
+            If `dy` is neither float32 nor float64.
+        """
+        return required_like(dy, "dy", shape, self.dtype, "y")
+
+    # ---- configuration and state ------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make an equal normalizer, ready for JSON.
+
+        A subclass whose ``__init__`` takes more adds to it:
+        ``return {**super().get_config(), "groups": self.groups}``.
+        """
+        return {
+            "features": self.features,
+            "gain": "gain" in self.parameters,
+            "bias": "bias" in self.parameters,
+            "eps": self.eps,
+            "dtype": self.dtype.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Make a normalizer from what `get_config` returned."""
+        return cls(**config)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of all parameters and buffers, by name."""
+        return {key: array.copy() for key, array in self._state().items()}
+
+    def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
+        """Set all parameters and buffers, in place.
+
+        All or nothing: everything is checked before anything changes.
+
+        Parameters
+        ----------
+        state : mapping of str to array_like
+            As `state_dict` returns it.
+
+        Raises
+        ------
+        StateError
+            If names are missing or unexpected (a ``ValueError``).
+        ShapeError
+            If an array has another shape.
+        DTypeError
+            If an array is of another kind, such as complex.
+        """
+        own = self._state()
+        missing = sorted(own.keys() - state.keys())
+        unexpected = sorted(state.keys() - own.keys())
+        if missing or unexpected:
+            raise StateError(
+                f"state must have exactly the entries {sorted(own)}; "
+                f"missing: {missing or 'none'}, unexpected: {unexpected or 'none'}"
+            )
+        new = {}
+        for key, target in own.items():
+            array = np.asarray(state[key])
+            if array.shape != target.shape:
+                raise ShapeError(f"{key} must have shape {target.shape}; got {array.shape}")
+            if not np.can_cast(array.dtype, target.dtype, "same_kind"):
+                raise DTypeError(f"{key} must be castable to {target.dtype}; got {array.dtype}")
+            new[key] = array.astype(target.dtype)
+        for key, target in own.items():
+            target[...] = new[key]
+
+    def _state(self) -> dict[str, Array]:
+        return {**self.parameters, **self.buffers}

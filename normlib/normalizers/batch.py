@@ -1,0 +1,201 @@
+"""Batch normalization, with running statistics per time step."""
+
+import numbers
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from normlib.arrays import Array
+from normlib.errors import ParameterError
+from normlib.functional import batch_norm, batch_norm_backward, batch_norm_forward
+from normlib.normalizers.base import Normalizer, as_integer
+
+__all__ = ["BatchNorm"]
+
+
+class _Cache(NamedTuple):
+    x: Array
+    mean: Array
+    var: Array
+    mask: npt.NDArray[np.bool_] | None
+    frozen: bool  # mean and var are constants, not functions of x
+
+
+class BatchNorm(Normalizer):
+    r"""Normalize every feature by its mean and variance over the batch.
+
+    .. math::
+        y = \frac{x - \mathrm{mean}}{\sqrt{\mathrm{var} + \epsilon}}
+            \odot \mathrm{gain} + \mathrm{bias}.
+
+    In ``forward`` the mean and the biased variance are those of the rows that the mask lets count;
+    in inference they are the running ones, which ``forward`` updates:
+
+    .. math::
+        \mathrm{running} \leftarrow (1 - m)\,\mathrm{running} + m\,\mathrm{new}.
+
+    In a recurrent network the statistics of early time steps differ from later ones. With `steps`
+    above 1 there is one row of running statistics for each of the first `steps` time steps; later
+    time steps use, and in training update, the last row.
+
+    Parameters
+    ----------
+    features : int
+        F, the size of the last axis of every input.
+    gain, bias : bool, default True
+        Whether there is a learned gain, a learned bias, each of shape (F,).
+    eps : float, default 1e-5
+        Added to the variance, inside the square root. 0 is allowed.
+    dtype : {"float32", "float64"}, default "float32"
+        Dtype of the parameters and of every result. Statistics are float64 in either case.
+    momentum : float in [0, 1] or None, default 0.1
+        The weight m of the *new* value. None takes the plain average over all batches seen:
+        m = 1 / (batches seen at that time step, this one included).
+    steps : int, default 1
+        How many time steps have running statistics of their own.
+
+    Attributes
+    ----------
+    running_mean, running_var : ndarray of float64, shape (steps, F)
+        0 and 1 at the start.
+    num_batches : ndarray of int64, shape (steps,)
+        How many batches have updated each row.
+
+    Raises
+    ------
+    ParameterError
+        If an argument is outside its range (a ``ValueError``).
+    DTypeError
+        If `dtype` is neither float32 nor float64 (a ``TypeError``).
+
+    See Also
+    --------
+    normlib.batch_norm : The function, with channels at any axis.
+    LayerNorm : Normalize every row on its own.
+
+    Notes
+    -----
+    The running variance is the biased one, by which ``forward`` normalizes too. PyTorch stores the
+    unbiased one (as Ioffe and Szegedy wrote it), which is n / (n - 1) times as large for n rows.
+
+    ``forward`` needs at least two rows that count and raises ``ValueError`` for fewer; the running
+    statistics change only when it succeeds. An RNN meets such steps in its longest sequences, and
+    takes ``forward_frozen`` there.
+
+    Inference only reads the state, so one instance may infer in many threads at once; ``forward``
+    changes it, and is for one thread at a time.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization", arXiv:1502.03167. T. Cooijmans et al., "Recurrent
+    Batch Normalization", arXiv:1603.09025, for statistics per time step and the starting gain 0.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from normlib.normalizers import BatchNorm
+    >>> norm = BatchNorm(2, momentum=None, eps=0)
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0]], dtype=np.float32)
+    >>> y, cache = norm.forward(x)
+    >>> y
+    array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    >>> norm.running_mean, norm.running_var
+    (array([[ 2., 20.]]), array([[  1., 100.]]))
+    >>> norm(np.array([2.0, 40.0]))
+    array([0., 2.], dtype=float32)
+    """
+
+    name = "batch"
+    per_sample = False
+    rnn_gain = 0.1
+    min_rows = 2
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        gain: bool = True,
+        bias: bool = True,
+        eps: float = 1e-5,
+        dtype: npt.DTypeLike = np.float32,
+        momentum: float | None = 0.1,
+        steps: int = 1,
+    ) -> None:
+        super().__init__(features, gain=gain, bias=bias, eps=eps, dtype=dtype)
+        if momentum is not None:
+            if not isinstance(momentum, numbers.Real) or not 0 <= float(momentum) <= 1:
+                raise ParameterError(
+                    "momentum must be in [0, 1], or None for the plain average over all batches; "
+                    f"got {momentum!r}"
+                )
+            momentum = float(momentum)
+        self.momentum = momentum
+        self.steps = as_integer("steps", steps, minimum=1)
+        self.buffers = {
+            "running_mean": np.zeros((self.steps, self.features)),
+            "running_var": np.ones((self.steps, self.features)),
+            "num_batches": np.zeros(self.steps, np.int64),
+        }
+
+    @property
+    def running_mean(self) -> npt.NDArray[np.float64]:
+        return self.buffers["running_mean"]
+
+    @property
+    def running_var(self) -> npt.NDArray[np.float64]:
+        return self.buffers["running_var"]
+
+    @property
+    def num_batches(self) -> npt.NDArray[np.int64]:
+        return self.buffers["num_batches"]
+
+    def __call__(self, x: npt.ArrayLike, *, step: int = 0, out: Array | None = None) -> Array:
+        x = self.check_input(x, step=step)
+        row = min(step, self.steps - 1)
+        gain, bias = self.parameters.get("gain"), self.parameters.get("bias")
+        mean, var = self.running_mean[row], self.running_var[row]
+        return batch_norm(x, mean, var, gain, bias, eps=self.eps, out=out)
+
+    def forward(
+        self, x: npt.ArrayLike, *, step: int = 0, mask: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[Array, _Cache]:
+        x = self.check_input(x, step=step, mask=mask)
+        gain, bias = self.parameters.get("gain"), self.parameters.get("bias")
+        y, mean, var = batch_norm_forward(x, gain, bias, eps=self.eps, mask=mask)
+        self._update(min(step, self.steps - 1), mean, var)
+        return y, _Cache(x, mean, var, mask, frozen=False)
+
+    def forward_frozen(self, x: npt.ArrayLike, *, step: int = 0) -> tuple[Array, _Cache]:
+        x = self.check_input(x, step=step)
+        y = self(x, step=step)
+        row = min(step, self.steps - 1)
+        # Copies, because later batches change the running statistics in place.
+        mean, var = self.running_mean[row].copy(), self.running_var[row].copy()
+        return y, _Cache(x, mean, var, mask=None, frozen=True)
+
+    def backward(self, dy: npt.ArrayLike, cache: Any) -> tuple[Array, dict[str, Array]]:
+        x, mean, var, mask, frozen = cache
+        dy = self.check_gradient(dy, x.shape)
+        if frozen:
+            with np.errstate(divide="ignore", invalid="ignore"):  # eps = 0 and a variance of 0
+                rstd = 1 / np.sqrt(var + self.eps)
+                dxhat, grads = self.affine_backward(dy, (x - mean) * rstd)
+                return (dxhat * rstd).astype(self.dtype), grads
+        gain = self.parameters.get("gain")
+        dx, dgain, dbias = batch_norm_backward(dy, x, mean, var, gain, eps=self.eps, mask=mask)
+        grads = {} if dgain is None else {"gain": dgain}
+        if "bias" in self.parameters:
+            grads["bias"] = dbias
+        return dx, grads
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "momentum": self.momentum, "steps": self.steps}
+
+    def _update(self, row: int, mean: Array, var: Array) -> None:
+        count = int(self.num_batches[row]) + 1
+        weight = 1 / count if self.momentum is None else self.momentum
+        self.running_mean[row] = (1 - weight) * self.running_mean[row] + weight * mean
+        self.running_var[row] = (1 - weight) * self.running_var[row] + weight * var
+        self.num_batches[row] = count

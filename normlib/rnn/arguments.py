@@ -1,0 +1,129 @@
+"""Checks of what a caller gives to a network."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from normlib.errors import DTypeError, ParameterError, ShapeError
+
+__all__ = [
+    "State",
+    "check_dtype",
+    "check_flag",
+    "check_float",
+    "check_lengths",
+    "check_state",
+]
+
+Array: TypeAlias = npt.NDArray[Any]
+State: TypeAlias = Array | tuple[Array, ...]
+
+
+def check_dtype(value: npt.DTypeLike) -> np.dtype[Any]:
+    """Return ``value`` as the dtype of a network."""
+    try:
+        dtype = np.dtype(value)
+    except TypeError:
+        dtype = np.dtype(object)
+    # np.dtype(None) is float64, which nobody means who writes None.
+    if value is None or dtype not in (np.float32, np.float64):
+        raise DTypeError(f"dtype must be float32 or float64; got {value!r}")
+    return dtype
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return ``value`` if it is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ParameterError(f"{name} must be True or False; got {value!r}")
+    return bool(value)
+
+
+def check_float(name: str, value: npt.ArrayLike, dtype: np.dtype[Any]) -> Array:
+    """Return ``value`` as an aligned, C-contiguous array of that dtype; itself if it is one."""
+    array = np.asarray(value)
+    if array.dtype.kind != "f":
+        raise DTypeError(
+            f"{name} must be floating-point; got {array.dtype}. Convert it: {name}.astype({dtype})"
+        )
+    return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
+
+
+def check_lengths(lengths: npt.ArrayLike | None, n_steps: int, n_batch: int) -> Array | None:
+    """Return ``lengths`` as an array of integers, or None if no row is shorter than T.
+
+    Raises
+    ------
+    DTypeError
+        If they are not integers.
+    ShapeError
+        If they are not one per row of the batch.
+    ParameterError
+        If one is negative or more than T.
+    """
+    if lengths is None:
+        return None
+    array = np.asarray(lengths)
+    if array.shape != (n_batch,):
+        raise ShapeError(
+            f"lengths must have shape ({n_batch},), one per row of the batch; got {array.shape}"
+        )
+    if array.dtype.kind not in "iu" and array.size:
+        raise DTypeError(f"lengths must be integers; got dtype {array.dtype}")
+    array = array.astype(np.intp)
+    bad = np.flatnonzero((array < 0) | (array > n_steps))
+    if bad.size:
+        row = int(bad[0])
+        raise ParameterError(
+            f"lengths must be between 0 and T = {n_steps}; got {array[row]} for row {row}"
+        )
+    return None if np.all(array == n_steps) else array
+
+
+def check_state(
+    name: str,
+    state: State | None,
+    carries: Sequence[str],
+    shape: tuple[int, int, int],
+    dtype: np.dtype[Any],
+) -> list[Array]:
+    """Return the arrays of a state, one for each name in ``carries``; zeros for None.
+
+    Raises
+    ------
+    DTypeError
+        If an array is not floating-point.
+    ShapeError
+        If an array has another shape, or there are more or fewer of them.
+    """
+    if state is None:
+        return [np.zeros(shape, dtype) for _ in carries]
+    if len(carries) == 1:
+        parts: Sequence[npt.ArrayLike] = (state,)
+        labels = [name]
+    elif isinstance(state, tuple | list) and len(state) == len(carries):
+        parts = state
+        labels = [f"{key} of {name}" for key in carries]
+    else:
+        raise ShapeError(
+            f"{name} must be a tuple ({', '.join(carries)}) of arrays of shape {shape}; "
+            f"got {_describe(state)}"
+        )
+    arrays = []
+    for label, part in zip(labels, parts, strict=True):
+        array = check_float(label, part, dtype)
+        if array.shape != shape:
+            raise ShapeError(
+                f"{label} must have shape {shape}, (layers · directions, N, H); got {array.shape}"
+            )
+        arrays.append(array)
+    return arrays
+
+
+def _describe(state: object) -> str:
+    if isinstance(state, np.ndarray):
+        return f"an array of shape {state.shape}"
+    if isinstance(state, tuple | list):
+        return f"{len(state)} arrays"
+    return type(state).__name__

@@ -1,0 +1,402 @@
+"""One layer of a recurrent network in one direction: the loop over time.
+
+Design
+------
+A `Direction` owns the weights of its cell and a normalizer for each of its sites. It works on
+packed rows (see `normlib.rnn.sequence`): the products with ``weight_ih`` of all time steps are one
+product, the products with ``weight_hh`` and everything else go step by step, and so do the
+normalizers, each of which is called once per site and time step and told which step it is. Weight
+gradients are products over all time steps, made once at the end.
+
+A product sums in an order that depends neither on the number of rows nor on the threads. With a
+normalizer that works per sample, a row therefore comes out in the same bits in any batch.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from normlib._kernels import product as kernels
+from normlib.errors import PluginError
+from normlib.normalizers.base import Normalizer
+from normlib.rnn.cells import BackwardStep, Cell, ForwardStep
+from normlib.rnn.sequence import Schedule
+from normlib.threads import threads_for
+
+__all__ = ["Cache", "Direction"]
+
+# Multiply-adds of a packed product that take the time of one element of another kernel, roughly.
+PRODUCTS_PER_ELEMENT = 16
+
+Array: TypeAlias = npt.NDArray[Any]
+State: TypeAlias = tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What `Direction.backward` needs of `Direction.forward`; its own memory.
+
+    Of each time step it holds the input, what the cell saves, and the normalizers' caches.
+    """
+
+    schedule: Schedule
+    rows: Array
+    initial: State
+    saved: Mapping[str, Array]
+    weights: tuple[Array, Array]
+    normalizers: Mapping[str, Normalizer]
+    caches: Mapping[str, list[Any]]
+
+
+class Direction:
+    """Weights, normalizers, and the loop over time of one layer in one direction.
+
+    Parameters
+    ----------
+    cell : Cell
+        What a time step computes.
+    input_size : int
+        Features of x.
+    suffix : str
+        Ends the names of parameters and sites: "_l0", "_l0_reverse".
+    create : callable
+        ``create(features, bias=...)`` makes a normalizer.
+    rng : numpy.random.Generator
+        Draws the weights, uniform in ±1/sqrt(H).
+    dtype : numpy.dtype
+        float32 or float64.
+
+    Attributes
+    ----------
+    parameters : dict of str to array
+        The weights and biases, under PyTorch's names.
+    normalizers : dict of str to Normalizer
+        Under the names of their sites, such as "norm_ih_l0".
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        input_size: int,
+        suffix: str,
+        create: Callable[..., Normalizer],
+        rng: np.random.Generator,
+        dtype: np.dtype[Any],
+    ) -> None:
+        size = cell.hidden_size
+        bound = 1 / np.sqrt(size)
+
+        def draw(*shape: int) -> Array:
+            return rng.uniform(-bound, bound, shape).astype(dtype)
+
+        self.cell = cell
+        self.input_size = input_size
+        self.suffix = suffix
+        self.dtype = dtype
+        self.parameters: dict[str, Array] = {
+            f"weight_ih{suffix}": draw(cell.gates * size, input_size),
+            f"weight_hh{suffix}": draw(cell.gates * size, size),
+            f"bias_ih{suffix}": np.zeros(cell.gates * size, dtype),
+            f"bias_hh{suffix}": np.zeros(cell.gates * size, dtype),
+        }
+        self.normalizers: dict[str, Normalizer] = {}
+        for site in cell.sites:
+            normalizer = create(site.gates * size, bias=site.bias)
+            if "gain" in normalizer.parameters:
+                normalizer.parameters["gain"][...] = normalizer.rnn_gain
+            self.normalizers[site.name + suffix] = normalizer
+
+    def infer(
+        self, rows: Array, state: State, schedule: Schedule, step: int
+    ) -> tuple[Array, State]:
+        """Run over time for inference.
+
+        Parameters
+        ----------
+        rows : (total, I) array
+            Packed input.
+        state : tuple of (N, H) arrays
+            The initial state, in running order.
+        schedule : Schedule
+            Which rows run when.
+        step : int
+            The number of the first time step, for the normalizers.
+
+        Returns
+        -------
+        h : (total, H) array
+            Packed output.
+        state : tuple of (N, H) arrays
+            The final state, in running order.
+        """
+        normalize = _Inference(self.normalizers, self.suffix, step)
+        saved = self._buffers(schedule, every_step=False)
+        final = self._run(rows, state, schedule, saved, normalize)
+        return saved["h"], final
+
+    def forward(self, rows: Array, state: State, schedule: Schedule) -> tuple[Array, State, Cache]:
+        """Run over time for training; arguments and results as `infer`, and a cache.
+
+        The cache keeps ``rows`` and ``state``, and shares memory with h: do not change them.
+        """
+        normalize = _Training(self.normalizers, self.suffix)
+        saved = self._buffers(schedule, every_step=True)
+        final = self._run(rows, state, schedule, saved, normalize)
+        weights = self._get("weight_ih").copy(), self._get("weight_hh").copy()
+        frozen = {name: _freeze(normalizer) for name, normalizer in self.normalizers.items()}
+        cache = Cache(schedule, rows, state, saved, weights, frozen, normalize.caches)
+        return saved["h"], final, cache
+
+    def backward(
+        self, d_rows: Array, dstate: State, cache: Cache
+    ) -> tuple[Array, State, dict[str, Array]]:
+        """Propagate back through time.
+
+        Parameters
+        ----------
+        d_rows : (total, H) array
+            The gradient of the packed output.
+        dstate : tuple of (N, H) arrays
+            The gradient of the final state, in running order. Overwritten.
+        cache : Cache
+            From `forward`; it stays as it is.
+
+        Returns
+        -------
+        dx : (total, I) array
+            The gradient of the packed input.
+        dstate : tuple of (N, H) arrays
+            The gradient of the initial state, in running order.
+        grads : dict of str to array
+            The gradients of the weights, biases and the normalizers' parameters, by name.
+        """
+        cell, schedule, saved = self.cell, cache.schedule, cache.saved
+        weight_ih, weight_hh = cache.weights
+        n_threads = self._threads(schedule)
+        product = _Product(cell.cut(weight_hh))
+        denormalize = _Backward(cache.normalizers, self.suffix, cache.caches)
+        sizes = [block * cell.hidden_size for block in cell.blocks]
+        d_inputs = tuple(np.empty((schedule.total, size), self.dtype) for size in sizes)
+        d_hidden = tuple(np.empty((schedule.total, size), self.dtype) for size in sizes)
+        d_bias = np.zeros(self._merged_bias().shape, np.float64)
+        step = 0
+        try:
+            for step in reversed(range(len(schedule.counts))):
+                start, count = schedule.starts[step], schedule.counts[step]
+                here = slice(start, start + count)
+                if step:
+                    before = schedule.starts[step - 1]
+                    state = tuple(saved[key][before : before + count] for key in cell.carries)
+                else:
+                    state = tuple(array[:count] for array in cache.initial)
+                denormalize.step = step
+                dstate[0][:count] += d_rows[here]
+                cell.backward_step(
+                    BackwardStep(
+                        tuple(array[:count] for array in dstate),
+                        state,
+                        product,
+                        denormalize,
+                        {key: array[here] for key, array in saved.items()},
+                        tuple(array[here] for array in d_inputs),
+                        tuple(array[here] for array in d_hidden),
+                        d_bias,
+                        n_threads,
+                    )
+                )
+        except Exception as error:
+            error.add_note(f"in backward, at time step {step} of {self}")
+            raise
+        h_before = schedule.before(saved["h"], cache.initial[0])
+        hidden_inputs = cell.hidden_inputs(h_before, saved)
+        d_bias_ih, d_bias_hh = cell.split_bias_gradient(d_bias.astype(self.dtype))
+        grads = {
+            f"weight_ih{self.suffix}": np.concatenate([d.T @ cache.rows for d in d_inputs]),
+            f"weight_hh{self.suffix}": np.concatenate(
+                [d.T @ h for d, h in zip(d_hidden, hidden_inputs, strict=True)]
+            ),
+            f"bias_ih{self.suffix}": d_bias_ih,
+            f"bias_hh{self.suffix}": d_bias_hh,
+            **denormalize.grads(),
+        }
+        back = _Product(cell.cut(weight_ih))
+        dx = back(d_inputs[0], 0)
+        for block in range(1, len(d_inputs)):
+            dx += back(d_inputs[block], block)
+        return dx, dstate, grads
+
+    def __str__(self) -> str:
+        return f"layer {self.suffix.removeprefix('_l').replace('_', ', ')}"
+
+    def _threads(self, schedule: Schedule) -> int:
+        """Threads for the elementwise kernels of one time step."""
+        widest = max(schedule.counts, default=0)
+        return threads_for(widest * self.cell.gates * self.cell.hidden_size)
+
+    def _get(self, name: str) -> Array:
+        return self.parameters[name + self.suffix]
+
+    def _merged_bias(self) -> Array:
+        return self.cell.merge_biases(self._get("bias_ih"), self._get("bias_hh"))
+
+    def _buffers(self, schedule: Schedule, *, every_step: bool) -> dict[str, Array]:
+        """Arrays for what the cell saves: of every step, or h of every step and the rest of one."""
+        one = schedule.counts[0] if schedule.counts else 0
+        return {
+            key: np.empty(
+                (
+                    schedule.total if every_step or key == "h" else one,
+                    gates * self.cell.hidden_size,
+                ),
+                self.dtype,
+            )
+            for key, gates in self.cell.saved.items()
+        }
+
+    def _run(
+        self,
+        rows: Array,
+        state: State,
+        schedule: Schedule,
+        saved: Mapping[str, Array],
+        normalize: "_Inference | _Training",
+    ) -> State:
+        cell = self.cell
+        n_threads = self._threads(schedule)
+        project = _Product([block.T for block in cell.cut(self._get("weight_ih"))])
+        inputs = [project(rows, block) for block in range(len(cell.blocks))]
+        product = _Product([block.T for block in cell.cut(self._get("weight_hh"))])
+        bias = self._merged_bias()
+        final = tuple(array.copy() for array in state)
+        first_step, step = normalize.step, 0
+        counts = [*schedule.counts, 0]
+        try:
+            for step, start in enumerate(schedule.starts):
+                count, running_on = counts[step], counts[step + 1]
+                here, one = slice(start, start + count), slice(0, count)
+                now = {
+                    key: array[here if len(array) == schedule.total else one]
+                    for key, array in saved.items()
+                }
+                state = tuple(array[one] for array in state)
+                normalize.step = first_step + step
+                cell.forward_step(
+                    ForwardStep(
+                        tuple(array[here] for array in inputs),
+                        state,
+                        bias,
+                        product,
+                        normalize,
+                        now,
+                        n_threads,
+                    )
+                )
+                state = tuple(now[key] for key in cell.carries)
+                for array, last in zip(final, state, strict=True):
+                    array[running_on:count] = last[running_on:]
+        except Exception as error:
+            error.add_note(f"at time step {first_step + step} of {self}")
+            raise
+        return final
+
+
+class _Product:
+    """``product(a, i)`` is ``a @ blocks[i]``; each block is packed once, here."""
+
+    def __init__(self, blocks: Sequence[Array]) -> None:
+        self.packed = [kernels.pack(block) for block in blocks]
+        self.shapes = [block.shape for block in blocks]
+
+    def __call__(self, a: Array, block: int) -> Array:
+        depth, columns = self.shapes[block]
+        out = np.empty((len(a), columns), a.dtype)
+        n_threads = threads_for(out.size * depth // PRODUCTS_PER_ELEMENT)
+        kernels.product(a, self.packed[block], out, n_threads)
+        return out
+
+
+class _Inference:
+    """Runs the normalizers for inference."""
+
+    def __init__(self, normalizers: Mapping[str, Normalizer], suffix: str, step: int) -> None:
+        self.normalizers = normalizers
+        self.suffix = suffix
+        self.step = step
+
+    def __call__(self, site: str, x: Array) -> Array:
+        name = site + self.suffix
+        return _checked(self.normalizers[name](x, step=self.step), x, name)
+
+
+class _Training:
+    """Runs the normalizers for training, and keeps their caches of all time steps."""
+
+    def __init__(self, normalizers: Mapping[str, Normalizer], suffix: str) -> None:
+        self.normalizers = normalizers
+        self.suffix = suffix
+        self.step = 0
+        self.caches: dict[str, list[Any]] = {name: [] for name in normalizers}
+
+    def __call__(self, site: str, x: Array) -> Array:
+        name = site + self.suffix
+        normalizer = self.normalizers[name]
+        if len(x) < normalizer.min_rows:
+            y, cache = normalizer.forward_frozen(x, step=self.step)
+        else:
+            y, cache = normalizer.forward(x, step=self.step)
+        self.caches[name].append(cache)
+        return _checked(y, x, name)
+
+
+class _Backward:
+    """Runs the normalizers' backward, and sums the gradients of their parameters in float64."""
+
+    def __init__(
+        self,
+        normalizers: Mapping[str, Normalizer],
+        suffix: str,
+        caches: Mapping[str, list[Any]],
+    ) -> None:
+        self.normalizers = normalizers
+        self.suffix = suffix
+        self.caches = caches
+        self.step = 0
+        self.sums = {
+            name: {key: np.zeros(array.shape) for key, array in normalizer.parameters.items()}
+            for name, normalizer in normalizers.items()
+        }
+
+    def __call__(self, site: str, dy: Array) -> Array:
+        name = site + self.suffix
+        dx, grads = self.normalizers[name].backward(dy, self.caches[name][self.step])
+        for key, total in self.sums[name].items():
+            total += grads[key]
+        return _checked(dx, dy, name)
+
+    def grads(self) -> dict[str, Array]:
+        return {
+            f"{name}.{key}": total.astype(self.normalizers[name].parameters[key].dtype)
+            for name, sums in self.sums.items()
+            for key, total in sums.items()
+        }
+
+
+def _checked(result: Array, like: Array, name: str) -> Array:
+    """Return ``result`` as the kernels need it, which do not check."""
+    if result.shape != like.shape or result.dtype != like.dtype:
+        raise PluginError(
+            f"the normalizer at {name} must return an array of shape {like.shape} and dtype "
+            f"{like.dtype}, as it was given; got shape {result.shape}, dtype {result.dtype}"
+        )
+    return np.ascontiguousarray(result)
+
+
+def _freeze(normalizer: Normalizer) -> Normalizer:
+    """Return a twin with parameters of its own, so that backward does not see later changes."""
+    twin = copy.copy(normalizer)
+    twin.parameters = {key: array.copy() for key, array in normalizer.parameters.items()}
+    return twin

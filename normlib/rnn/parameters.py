@@ -1,0 +1,68 @@
+"""The parameters of a network under one flat set of names."""
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from normlib.errors import ShapeError
+
+__all__ = ["Parameters"]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+class Owner(Protocol):
+    """What has parameters of its own, by name."""
+
+    parameters: dict[str, Array]
+
+
+class Parameters(MutableMapping[str, Array]):
+    """Live arrays by name. To assign one is to copy its values, so that every owner sees them.
+
+    Parameters
+    ----------
+    entries : mapping of str to (owner, str)
+        For each name, whose ``parameters`` holds the array, and under which key.
+
+    Examples
+    --------
+    >>> from normlib.normalizers import LayerNorm
+    >>> norm = LayerNorm(2)
+    >>> parameters = Parameters({"norm_a_l0.gain": (norm, "gain")})
+    >>> parameters["norm_a_l0.gain"] *= 3
+    >>> parameters["norm_a_l0.gain"] is norm.parameters["gain"]
+    True
+    >>> norm.parameters["gain"]
+    array([3., 3.], dtype=float32)
+    """
+
+    def __init__(self, entries: Mapping[str, tuple[Owner, str]]) -> None:
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> Array:
+        owner, key = self._entries[name]
+        return owner.parameters[key]
+
+    def __setitem__(self, name: str, value: npt.ArrayLike) -> None:
+        target = self[name]
+        if value is target:  # the end of parameters[name] += ...
+            return
+        array = np.asarray(value)
+        if array.shape != target.shape:
+            raise ShapeError(f"{name} must have shape {target.shape}; got {array.shape}")
+        target[...] = array
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"parameters are fixed by the model and cannot be removed; got {name!r}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))

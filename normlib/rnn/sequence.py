@@ -1,0 +1,104 @@
+"""Sequences of different lengths: which rows of a batch run at which time step.
+
+Design
+------
+Nothing is ever computed for a padded step. The rows of a batch are ordered by falling length, so
+that those still running at a step are the first ones of the state, and the steps are laid end to
+end in one array of *packed rows*: first the rows of step 0, then the fewer of step 1, and so on.
+A reverse direction is the same, with each row's own last time step first. Normalizers therefore see
+valid rows only, contiguous, with no mask.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Schedule"]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+class Schedule:
+    """The order in which the rows of a batch run, for one direction.
+
+    Parameters
+    ----------
+    n_steps, n_batch : int
+        T and N of the padded batch.
+    lengths : (N,) integer array or None
+        Valid time steps of each row; None if all have T.
+    reverse : bool
+        Whether each row runs from its last valid time step to its first.
+
+    Attributes
+    ----------
+    counts : list of int
+        Rows at each step, falling. Steps without rows are left out.
+    starts : list of int
+        Where the packed rows of each step begin.
+    total : int
+        Packed rows of all steps.
+
+    Examples
+    --------
+    >>> schedule = Schedule(3, 2, np.array([1, 3]), reverse=True)
+    >>> schedule.counts
+    [2, 1, 1]
+    >>> schedule.gather(np.array([[[10], [20]], [[11], [21]], [[12], [22]]])).ravel()
+    array([22, 10, 21, 20])
+    """
+
+    def __init__(self, n_steps: int, n_batch: int, lengths: Array | None, reverse: bool) -> None:
+        self.n_steps = n_steps
+        self.n_batch = n_batch
+        identity = lengths is None and not reverse
+        if lengths is None:
+            lengths = np.full(n_batch, n_steps)
+        order = np.argsort(-lengths, kind="stable")
+        counts = np.count_nonzero(lengths > np.arange(n_steps)[:, np.newaxis], axis=1)
+        counts = counts[counts > 0]
+        starts = np.cumsum(counts) - counts
+        self.counts: list[int] = counts.tolist()
+        self.starts: list[int] = starts.tolist()
+        self.total = int(counts.sum())
+        self._order = None if identity else order
+        if not identity:
+            steps = np.repeat(np.arange(len(counts)), counts)
+            self._batch_index = order[np.arange(self.total) - starts[steps]]
+            self._time_index = lengths[self._batch_index] - 1 - steps if reverse else steps
+
+    def gather(self, x: Array) -> Array:
+        """Return the packed rows, (total, F), of ``x``, (T, N, F); a view of it if it can be."""
+        if self._order is None:
+            return x.reshape(self.total, x.shape[-1])
+        return x[self._time_index, self._batch_index]
+
+    def scatter(self, rows: Array) -> Array:
+        """Return ``x``, (T, N, F), with packed rows, (total, F), in their places; the rest zero."""
+        shape = (self.n_steps, self.n_batch, rows.shape[1])
+        if self._order is None:
+            return rows.reshape(shape)
+        x = np.zeros(shape, rows.dtype)
+        x[self._time_index, self._batch_index] = rows
+        return x
+
+    def sort(self, state: Array) -> Array:
+        """Return a copy of ``state``, (N, H), with its rows in running order."""
+        return state.copy() if self._order is None else state[self._order]
+
+    def unsort(self, state: Array, out: Array) -> None:
+        """Write ``state``, (N, H) in running order, to ``out`` in the order of the batch."""
+        out[slice(None) if self._order is None else self._order] = state
+
+    def before(self, rows: Array, initial: Array) -> Array:
+        """Return, packed, the row that preceded each of ``rows`` in its sequence.
+
+        Before a first row comes the row of ``initial``, (N, H) in running order.
+        """
+        if not self.counts:
+            return rows
+        blocks = [initial[: self.counts[0]]]
+        for start, count in zip(self.starts[:-1], self.counts[1:], strict=True):
+            blocks.append(rows[start : start + count])
+        return np.concatenate(blocks)

@@ -1,0 +1,31 @@
+"""Fixtures shared by the tests: the build of the kernels, the thread count, seeded randomness."""
+
+import numpy as np
+import pytest
+
+import normlib
+from normlib import _kernels, threads
+
+KERNELS = ["batch_norm", "cells", "layer_norm", "moments", "product"]
+
+
+@pytest.fixture(params=_kernels.available_levels())
+def cpu_level(request, monkeypatch):
+    """Each CPU level that this machine can run, for all kernels."""
+    for name in KERNELS:
+        monkeypatch.setattr(_kernels, name, _kernels.load(name, request.param))
+    return request.param
+
+
+@pytest.fixture(params=[1, 2, 3])
+def n_threads(request, monkeypatch):
+    """1, 2 and 3 threads, however small the work."""
+    monkeypatch.setattr(threads, "MIN_ELEMENTS", 1)
+    normlib.set_num_threads(request.param)
+    yield request.param
+    normlib.set_num_threads(None)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20160721)

@@ -1,0 +1,200 @@
+"""batch_norm, training and inference, forward and backward, against the oracle."""
+
+import numpy as np
+import pytest
+
+import normlib
+import reference
+from gradcheck import assert_gradient
+from reference import INPUTS, batch_axes, ulps
+
+# (shape, channel axis): columns and planes, whole blocks and parts of them.
+LAYOUTS = [
+    ((2, 1), -1),
+    ((5, 3), -1),
+    ((200, 70), -1),
+    ((129, 64), 1),
+    ((3, 2), 0),
+    ((7, 300), 0),
+    ((4, 5, 3), 1),
+    ((40, 3, 7, 7), 1),
+    ((2, 3, 80, 80), 1),
+    ((3, 4, 2, 5), 2),
+]
+DTYPES = [np.float32, np.float64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", [k for k in INPUTS if k != "outlier first"])
+def test_training_within_four_ulp(cpu_level, n_threads, dtype, kind, rng):
+    for shape, channel_axis in LAYOUTS:
+        x = INPUTS[kind](rng, shape).astype(dtype)
+        n = shape[channel_axis]
+        gain = rng.uniform(0.5, 1.5, n).astype(dtype)
+        axes = batch_axes(x, channel_axis)
+        y, mean, var = normlib.batch_norm_forward(x, gain, channel_axis=channel_axis)
+        expected, expected_mean, rstd = reference.layer_norm(
+            x, reference.along(gain, x, channel_axis), None, axes
+        )
+        assert ulps(y, expected, dtype) <= 4, shape
+        _, expected_var, _ = reference.moments(x, axes)
+        assert mean.dtype == var.dtype == np.float64
+        np.testing.assert_allclose(mean, expected_mean.ravel().astype(float), rtol=1e-7, atol=1e-8 * float(np.sqrt(var.max())))
+        np.testing.assert_allclose(var, expected_var.ravel().astype(float), rtol=2e-7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inference_within_four_ulp(cpu_level, n_threads, dtype, rng):
+    for shape, channel_axis in LAYOUTS:
+        n = shape[channel_axis]
+        mean = 10000 + rng.standard_normal(n)
+        var = rng.uniform(0.5, 2, n)
+        gain = rng.uniform(0.5, 1.5, n).astype(dtype)
+        bias = rng.uniform(-0.1, 0.1, n).astype(dtype)
+        x = (reference.along(mean, np.empty(shape), channel_axis) + rng.standard_normal(shape)).astype(
+            dtype
+        )
+        y = normlib.batch_norm(x, mean, var, gain, bias, channel_axis=channel_axis)
+        expected = reference.batch_norm(x, mean, var, gain, bias, channel_axis)
+        assert ulps(y, expected, dtype) <= 4
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_constant_channels_give_exactly_the_bias(cpu_level, dtype, rng):
+    for shape, channel_axis in LAYOUTS:
+        values = rng.standard_normal(shape[channel_axis]) * 1e3
+        x = np.broadcast_to(reference.along(values, np.empty(shape), channel_axis), shape)
+        bias = rng.standard_normal(shape[channel_axis]).astype(dtype)
+        y, _, _ = normlib.batch_norm_forward(x.astype(dtype), None, bias, channel_axis=channel_axis)
+        expected = reference.along(bias, x, channel_axis).astype(dtype)
+        np.testing.assert_array_equal(y, np.broadcast_to(expected, shape))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_inf_stay_in_their_channel(cpu_level, n_threads, dtype, bad, rng):
+    for shape, channel_axis in [((90, 70), 1), ((6, 5, 9), 1)]:
+        x = rng.standard_normal(shape).astype(dtype)
+        clean = normlib.batch_norm_forward(x, channel_axis=channel_axis)[0]
+        x[(2, 3) + (1,) * (len(shape) - 2)] = bad
+        y, mean, var = normlib.batch_norm_forward(x, channel_axis=channel_axis)
+        assert np.isnan(y[:, 3]).all()
+        others = np.arange(shape[1]) != 3
+        np.testing.assert_array_equal(y[:, others], clean[:, others])
+        dx, _, _ = normlib.batch_norm_backward(
+            np.ones_like(x), x, mean, var, channel_axis=channel_axis
+        )
+        assert np.isfinite(dx[:, others]).all()
+
+
+@pytest.mark.parametrize("layout", ["columns", "planes"])
+def test_extreme_channel_leaves_the_others_alone(cpu_level, layout, rng):
+    """A channel that needs double has full precision, and no other channel's bits change."""
+    shape = (80, 6) if layout == "columns" else (9, 6, 11)
+    x = rng.standard_normal(shape).astype(np.float32)
+    plain = normlib.batch_norm_forward(x, channel_axis=1, eps=0)[0]
+    scaled = x.copy()
+    scaled[:, 2] *= np.float32(1e35)
+    scaled[:, 4] *= np.float32(1e-35)
+    y, mean, var = normlib.batch_norm_forward(scaled, channel_axis=1, eps=0)
+    np.testing.assert_allclose(y, plain, rtol=1e-5, atol=1e-6)
+    untouched = [0, 1, 3, 5]
+    np.testing.assert_array_equal(y[:, untouched], plain[:, untouched])
+    in_place = scaled.copy()
+    normlib.batch_norm_forward(in_place, channel_axis=1, eps=0, out=in_place)
+    np.testing.assert_array_equal(in_place, y)
+    dy = rng.standard_normal(shape).astype(np.float32)
+    ones = np.ones(6, np.float32)
+    dx, dgain, _ = normlib.batch_norm_backward(dy, scaled, mean, var, ones, channel_axis=1, eps=0)
+    _, mean1, var1 = normlib.batch_norm_forward(x, channel_axis=1, eps=0)
+    dx1, dgain1, _ = normlib.batch_norm_backward(dy, x, mean1, var1, ones, channel_axis=1, eps=0)
+    np.testing.assert_allclose(dgain, dgain1, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(dx[:, 2] * np.float32(1e35), dx1[:, 2], rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(dx[:, untouched], dx1[:, untouched])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("shape", "channel_axis"), [((6, 3), -1), ((4, 3, 5), 1), ((3, 7), 0)])
+def test_backward_against_differences(cpu_level, shape, channel_axis, masked, rng):
+    x = rng.standard_normal(shape)
+    n = shape[channel_axis]
+    gain = rng.standard_normal(n)
+    bias = rng.standard_normal(n)
+    dy = rng.standard_normal(shape)
+    mask = None
+    if masked:
+        mask = np.ones(np.delete(shape, channel_axis), bool)
+        mask.flat[[1, 3]] = False
+    options = {"channel_axis": channel_axis, "mask": mask}
+
+    def loss():
+        return float((dy * normlib.batch_norm_forward(x, gain, bias, **options)[0]).sum())
+
+    _, mean, var = normlib.batch_norm_forward(x, gain, bias, **options)
+    dx, dgain, dbias = normlib.batch_norm_backward(dy, x, mean, var, gain, **options)
+    assert_gradient(dx, loss, x)
+    assert_gradient(dgain, loss, gain)
+    assert_gradient(dbias, loss, bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_backward_against_oracle(cpu_level, n_threads, dtype, rng):
+    for shape, channel_axis in LAYOUTS[1:]:
+        x = (100 + rng.standard_normal(shape)).astype(dtype)
+        dy = rng.standard_normal(shape).astype(dtype)
+        gain = rng.uniform(0.5, 1.5, shape[channel_axis]).astype(dtype)
+        axes = batch_axes(x, channel_axis)
+        _, mean, var = normlib.batch_norm_forward(x, channel_axis=channel_axis)
+        dx, dgain, dbias = normlib.batch_norm_backward(
+            dy, x, mean, var, gain, channel_axis=channel_axis
+        )
+        expected, gain_terms, bias_terms = reference.layer_norm_backward(
+            dy, x, reference.along(gain, x, channel_axis), axes
+        )
+        eps = np.finfo(dtype).eps * (100 if dtype == np.float64 else 1)
+        rstd = 1 / np.sqrt(var.min() + 1e-5)
+        assert np.abs(dx - expected).max() <= 16 * eps * rstd * np.abs(dy).max()
+        assert (np.abs(dbias - bias_terms.sum(axes)) <= 4 * eps * np.abs(dy).sum(axes)).all()
+        bound = 8 * eps * np.maximum(1, np.abs(gain_terms)).sum(axes)
+        assert (np.abs(dgain - gain_terms.sum(axes)) <= bound).all()
+
+
+def test_mask_leaves_rows_out_of_the_statistics(cpu_level, rng):
+    x = rng.standard_normal((9, 4, 6)).astype(np.float32)
+    mask = rng.random((9, 6)) < 0.6
+    y, mean, var = normlib.batch_norm_forward(x, channel_axis=1, mask=mask)
+    expected_mean, expected_var = reference.masked_moments(x, mask, 1)
+    np.testing.assert_allclose(mean, expected_mean.astype(float), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(var, expected_var.astype(float), rtol=1e-6)
+    expected = reference.batch_norm(x, mean, var, channel_axis=1)
+    np.testing.assert_allclose(y, expected.astype(float), rtol=1e-5, atol=1e-6)
+
+
+def test_full_mask_is_no_mask(rng):
+    x = rng.standard_normal((30, 5)).astype(np.float32)
+    plain = normlib.batch_norm_forward(x)
+    masked = normlib.batch_norm_forward(x, mask=np.ones(30, bool))
+    for a, b in zip(plain, masked, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_masked_rows_may_hold_anything(rng):
+    x = rng.standard_normal((8, 3)).astype(np.float32)
+    mask = np.arange(8) < 5
+    x[6] = np.nan
+    y, mean, _ = normlib.batch_norm_forward(x, mask=mask)
+    assert np.isfinite(mean).all()
+    assert np.isfinite(y[:6]).all()
+
+
+def test_too_few_values_are_refused(rng):
+    x = rng.standard_normal((1, 3))
+    with pytest.raises(ValueError, match="at least two values per channel; got 1 in x"):
+        normlib.batch_norm_forward(x)
+    with pytest.raises(ValueError, match="at least two values per channel; got 0"):
+        normlib.batch_norm_forward(np.empty((0, 3)))
+    x = rng.standard_normal((4, 3))
+    with pytest.raises(ValueError, match="got 1 under the mask"):
+        normlib.batch_norm_forward(x, mask=np.arange(4) == 2)
+    # One row suffices where a channel has more values than one.
+    normlib.batch_norm_forward(rng.standard_normal((1, 3, 2)), channel_axis=1)
