@@ -484,8 +484,10 @@ def test_parameters_are_live():
     assert not np.array_equal(before, first)
     rnn.parameters["norm_c_l0.gain"] *= 2
     assert not np.array_equal(first, rnn(x)[0])
-    rnn.parameters["weight_ih_l0"] = weight.astype(np.float32)  # copied into the live array
+    new = np.ones_like(weight, np.float32)
+    rnn.parameters["weight_ih_l0"] = new  # copied into the live array
     assert rnn.parameters["weight_ih_l0"] is weight
+    np.testing.assert_array_equal(weight, new)
     with pytest.raises(errors.ShapeError, match=r"bias_ih_l0 must have shape \(16,\); got \(1,\)"):
         rnn.parameters["bias_ih_l0"] = [0.0]
     with pytest.raises(KeyError):

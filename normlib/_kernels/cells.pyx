@@ -6,8 +6,8 @@ Design
 ------
 Everything that a cell does to one row is one C function, ``(arrays, size)``: where each of its
 arrays has that row, and H. It states at its head which array is which. So a loop over rows needs a
-pointer to the function and a table of arrays, whatever the cell. ``run`` is such a loop; one that is
-fused with products and normalizers can call the same functions.
+pointer to the function and a table of arrays, whatever the cell. ``run`` is such a loop; one that
+is fused with products and normalizers can call the same functions.
 
 Each element depends on its own column alone, so an output may be the same array as an input where
 a function says so.
@@ -199,7 +199,7 @@ def lstm_output_backward(dh, gates, tanh_c, d_normed_c, da, int n_threads):
 
 
 def lstm_gates_backward(dc, dc_output, gates, c, da, dc_before, int n_threads):
-    """Gradient of lstm_gates_forward for dc + dc_output; of da it writes i, f, g. May be in place."""
+    """Gradient of lstm_gates_forward; of da it writes i, f, g. dc_before may be dc."""
     run(<RowFunction>lstm_gates_backward_row[vf32], <RowFunction>lstm_gates_backward_row[vf64],
         (dc, dc_output, gates, c, da, dc_before), dc, n_threads)
 
@@ -379,7 +379,7 @@ def gru_candidate_forward(a_in, a_hn, bias, h, gates, h_out, int n_threads):
 
 
 def gru_candidate_backward(dh, gates, h, da_rz, da_n, dh_before, int n_threads):
-    """Gradient of gru_candidate_forward; of da_rz it writes the part of z. May be in place."""
+    """Gradient of gru_candidate_forward; of da_rz it writes the part of z. dh_before may be dh."""
     run(<RowFunction>gru_candidate_backward_row[vf32],
         <RowFunction>gru_candidate_backward_row[vf64],
         (dh, gates, h, da_rz, da_n, dh_before), dh, n_threads)

@@ -5,8 +5,7 @@ at least one row and one feature.
 
 Design
 ------
-Forward: a thread takes GROUP rows at a time and goes through them phase by phase (coarse means,
-moments, output), so that the latency of one row's sums hides behind the next row's loads. With
+Forward: a thread takes GROUP rows at a time, all their moments first and then their output, so that the latency of one row's sums hides behind the next row's loads. With
 scale = rstd and offset = -mean_lo * rstd,
 
     y = fma(fma(x - mean_hi, scale, offset), gain, bias)
@@ -23,7 +22,7 @@ from libc.math cimport sqrt
 
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.rows cimport (
-    Moments, ScaledMoments, chunk_size, coarse_mean, moments_about, needs_scaling, row_moments,
+    Moments, ScaledMoments, needs_scaling, row_moments,
     scaled_moments, scaled_xhat, unscaled_mean, unscaled_rstd, vector_range,
 )
 from normlib._kernels.vec cimport (
@@ -110,21 +109,14 @@ cdef void forward_group(
     Py_ssize_t n,
     double eps,
 ) noexcept nogil:
-    cdef double coarse[GROUP]
     cdef Moments moments[GROUP]
     cdef ScaledMoments scaled
     cdef double mean_r, rstd_r, offset
     cdef const vreal *x_r
     cdef vreal *y_r
     cdef Py_ssize_t r
-    if n <= chunk_size(x):
-        for r in range(n_rows):
-            coarse[r] = coarse_mean(at(x, r * n), n)
-        for r in range(n_rows):
-            moments_about(at(x, r * n), n, coarse[r], &moments[r])
-    else:
-        for r in range(n_rows):
-            row_moments(at(x, r * n), n, &moments[r])
+    for r in range(n_rows):
+        row_moments(at(x, r * n), n, &moments[r])
     for r in range(n_rows):
         x_r = at(x, r * n)
         y_r = at_out(y, r * n)

@@ -1,20 +1,24 @@
-"""Moments of one row, in the fixed order, exact where the mean dwarfs the spread.
+"""Moments of one row, in a fixed order, exact where the mean dwarfs the spread.
 
 Design
 ------
-The corrected two-pass formula, per chunk of 64 blocks (16 KB, so that the second pass reads L1)::
+float32: one pass in double over d = x - x[0], in 16 lanes::
+
+    mean = x[0] + mean(d),  var = mean(d**2) - mean(d)**2
+
+The shift keeps mean(d)**2 below n times var, so what cancels is lost from 53 bits and never reaches
+the 24 of the row; squares of floats neither overflow nor underflow in double. The one pass beats
+the corrected two-pass formula in float32 (docs/design/moments.md).
+
+float64 has no wider type: the corrected two-pass formula, per chunk of 64 blocks (16 KB, so that the
+second pass reads L1), chunks merged in their order (Chan, Golub, LeVeque 1979)::
 
     m = round(x[0] + mean(x - x[0]))      # near the mean; any error of it is undone by c
     d = x - m,  c = mean(d)
     mean = m + c,  var = mean(d**2) - c**2
 
-The shift by x[0] makes a constant row give d = 0 exactly, and keeps |c| below the spread, so that
-the subtraction in var never cancels. Sums run in the lanes of a block in the row's own type and are
-folded into double after every FOLD blocks, so the error of var stays near 1e-8 for float32 whatever
-the length; rows below one block are summed in double. Chunks are merged in their order (Chan, Golub, LeVeque 1979), in double, about the first
-one's m.
-
-A row whose squares overflow or underflow its type is done again in double, scaled by a power of two.
+A float64 row whose squares overflow or underflow is done again, scaled by a power of two.
+Either way a constant row has d = 0, and so exactly var = 0.
 """
 from libc.math cimport fabs, frexp, isfinite, ldexp, sqrt
 
@@ -54,14 +58,6 @@ cdef inline Py_ssize_t chunk_size(const vreal *x) noexcept nogil:
     return CHUNK_BLOCKS * block_vecs(x) * lanes(x)
 
 
-cdef inline double underflow_limit(const vreal *x) noexcept nogil:
-    """A variance below it may have lost squares to underflow."""
-    if vreal is vf32:
-        return 1e-30
-    else:
-        return 1e-290
-
-
 cdef inline double coarse_mean(const vreal *x, Py_ssize_t n) noexcept nogil:
     """The mean, rounded to the row's type, to within a little of the spread."""
     cdef vreal acc[MAX_BLOCK_VECS]
@@ -90,6 +86,44 @@ cdef inline double coarse_mean(const vreal *x, Py_ssize_t n) noexcept nogil:
             acc[k] = acc[k] + vfirst(vload_first(p + k, left) - shift, left)
     vfold(acc, wide)
     return vround(first + vsum_wide(x, wide) / n, x)
+
+
+cdef inline void sums_from_first(const vreal *x, Py_ssize_t n,
+                                 double *sum_d, double *sum_d2) noexcept nogil:
+    """Sums of d and of d**2, d = x - x[0], in double."""
+    cdef vf64 acc1[MAX_WIDE_VECS]
+    cdef vf64 acc2[MAX_WIDE_VECS]
+    cdef vf64 parts[MAX_PARTS]
+    cdef vf64 first = vf64_set(vget(x, 0))
+    cdef vf64 d
+    cdef int k, p, n_parts, slot
+    cdef int n_vecs = block_vecs(x)
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t left
+    for k in range(MAX_WIDE_VECS):
+        acc1[k] = vf64_set(0)
+        acc2[k] = vf64_set(0)
+    while i + n_vecs * width <= n:
+        for k in range(n_vecs):
+            n_parts = vwiden(at(x, i + k * width)[0], parts)
+            for p in range(n_parts):
+                d = parts[p] - first
+                slot = (k * n_parts + p) % wide_vecs(x)
+                acc1[slot] = acc1[slot] + d
+                acc2[slot] = vfma(d, d, acc2[slot])
+        i += n_vecs * width
+    if i < n:
+        for k in range(n_vecs):
+            left = n - i - k * width
+            n_parts = vwiden(vload_first(at(x, i + k * width), left), parts)
+            for p in range(n_parts):
+                d = vfirst(parts[p] - first, left - p * VF64_LANES)
+                slot = (k * n_parts + p) % wide_vecs(x)
+                acc1[slot] = acc1[slot] + d
+                acc2[slot] = vfma(d, d, acc2[slot])
+    sum_d[0] = vsum_wide(x, acc1)
+    sum_d2[0] = vsum_wide(x, acc2)
 
 
 cdef inline void sums_about(const vreal *x, Py_ssize_t n, double m,
@@ -136,48 +170,6 @@ cdef inline void sums_about(const vreal *x, Py_ssize_t n, double m,
     sum_d2[0] = vsum_wide(x, wide2)
 
 
-cdef inline void sums_about_short(const vreal *x, Py_ssize_t n, double m,
-                                  double *sum_d, double *sum_d2) noexcept nogil:
-    """The same for a row of at most a block, in double: too few errors to average out."""
-    cdef vf64 wide1[MAX_WIDE_VECS]
-    cdef vf64 wide2[MAX_WIDE_VECS]
-    cdef vf64 parts[MAX_PARTS]
-    cdef vf64 center = vf64_set(m)
-    cdef vf64 d
-    cdef int k, i, n_parts, slot
-    cdef Py_ssize_t width = lanes(x)
-    cdef Py_ssize_t left
-    for k in range(MAX_WIDE_VECS):
-        wide1[k] = vf64_set(0)
-        wide2[k] = vf64_set(0)
-    for k in range(block_vecs(x)):
-        left = n - k * width
-        n_parts = vwiden(vload_first(at(x, k * width), left), parts)
-        for i in range(n_parts):
-            d = vfirst(parts[i] - center, left - i * VF64_LANES)
-            slot = (k * n_parts + i) % wide_vecs(x)
-            wide1[slot] = wide1[slot] + d
-            wide2[slot] = vfma(d, d, wide2[slot])
-    sum_d[0] = vsum_wide(x, wide1)
-    sum_d2[0] = vsum_wide(x, wide2)
-
-
-cdef inline void moments_about(const vreal *x, Py_ssize_t n, double m,
-                               Moments *out) noexcept nogil:
-    """Moments of a row of one chunk, m its coarse mean."""
-    cdef double sum_d, sum_d2, c
-    if n < lanes(x) * block_vecs(x):
-        sums_about_short(x, n, m, &sum_d, &sum_d2)
-    else:
-        sums_about(x, n, m, &sum_d, &sum_d2)
-    c = sum_d / n
-    out.mean_hi = m
-    out.mean_lo = c
-    out.var = sum_d2 / n - c * c
-    if out.var < 0:
-        out.var = 0
-
-
 cdef inline void merge_none(Merged *all) noexcept nogil:
     all.n = 0
     all.origin = 0
@@ -201,20 +193,21 @@ cdef inline void merge(Merged *all, double n, double m, double c, double m2) noe
 
 
 cdef inline void merge_row(Merged *all, const vreal *x, Py_ssize_t n) noexcept nogil:
-    """Add a row of any length, chunk by chunk."""
+    """Add a row of any length."""
     cdef Py_ssize_t chunk = chunk_size(x)
     cdef Py_ssize_t i = 0
     cdef Py_ssize_t count
     cdef double m, sum_d, sum_d2
-    while i < n:
-        count = min(chunk, n - i)
-        m = coarse_mean(at(x, i), count)
-        if count < lanes(x) * block_vecs(x):
-            sums_about_short(at(x, i), count, m, &sum_d, &sum_d2)
-        else:
+    if vreal is vf32:
+        sums_from_first(x, n, &sum_d, &sum_d2)
+        merge(all, n, vget(x, 0), sum_d / n, sum_d2 - sum_d * (sum_d / n))
+    else:
+        while i < n:
+            count = min(chunk, n - i)
+            m = coarse_mean(at(x, i), count)
             sums_about(at(x, i), count, m, &sum_d, &sum_d2)
-        merge(all, count, m, sum_d / count, sum_d2 - sum_d * (sum_d / count))
-        i += count
+            merge(all, count, m, sum_d / count, sum_d2 - sum_d * (sum_d / count))
+            i += count
 
 
 cdef inline void merged_moments(const Merged *all, const vreal *x, Moments *out) noexcept nogil:
@@ -227,21 +220,20 @@ cdef inline void merged_moments(const Merged *all, const vreal *x, Moments *out)
 
 
 cdef inline void row_moments(const vreal *x, Py_ssize_t n, Moments *out) noexcept nogil:
-    """Moments of a row of any length, n > 0."""
+    """Moments of a row, n > 0."""
     cdef Merged all
-    if n <= chunk_size(x):
-        moments_about(x, n, coarse_mean(x, n), out)
-    else:
-        merge_none(&all)
-        merge_row(&all, x, n)
-        merged_moments(&all, x, out)
+    merge_none(&all)
+    merge_row(&all, x, n)
+    merged_moments(&all, x, out)
 
 
 cdef inline bint needs_scaling(const vreal *x, double var, double eps) noexcept nogil:
     """Whether var is not finite, or lost to underflow what would show next to eps."""
-    if not isfinite(var):
-        return True
-    return var < underflow_limit(x) and underflow_limit(x) + eps != eps
+    cdef double smallest = 1e-290
+    if vreal is vf32:
+        return False
+    else:
+        return not isfinite(var) or (var < smallest and smallest + eps != eps)
 
 
 cdef inline void scaled_moments(const vreal *x, Py_ssize_t outer, Py_ssize_t stride,

@@ -273,11 +273,11 @@ class Direction:
         bias = self._merged_bias()
         final = tuple(array.copy() for array in state)
         first_step, step = normalize.step, 0
-        counts = [*schedule.counts, 0]
         try:
-            for step, start in enumerate(schedule.starts):
-                count, running_on = counts[step], counts[step + 1]
-                here, one = slice(start, start + count), slice(0, count)
+            for step, (start, count) in enumerate(
+                zip(schedule.starts, schedule.counts, strict=True)
+            ):
+                here, one = slice(start, start + count), slice(count)
                 now = {
                     key: array[here if len(array) == schedule.total else one]
                     for key, array in saved.items()
@@ -297,7 +297,7 @@ class Direction:
                 )
                 state = tuple(now[key] for key in cell.carries)
                 for array, last in zip(final, state, strict=True):
-                    array[running_on:count] = last[running_on:]
+                    array[one] = last
         except Exception as error:
             error.add_note(f"at time step {first_step + step} of {self}")
             raise

@@ -1,6 +1,7 @@
 """Recurrent networks over layers and directions, with a normalizer at every time step."""
 
 import contextlib
+import functools
 import itertools
 import os
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from normlib.errors import (
     UnknownNormalizerError,
 )
 from normlib.normalizers.base import Normalizer, as_integer
-from normlib.registry import NormalizerLike, registered_name, resolve
+from normlib.registry import NormalizerFactory, NormalizerLike, registered_name, resolve
 from normlib.rnn import checkpoint, direction
 from normlib.rnn.arguments import (
     State,
@@ -120,6 +121,9 @@ class RNN:
     with fewer valid rows than it needs for its statistics (two, for batch normalization), it takes
     its running statistics as constants and leaves them as they are.
 
+    *Errors* in a normalizer carry a note with the layer and the time step, counted from 0 in the
+    order of processing.
+
     *Reproducible.* With a normalizer that works per sample, an output row has the same bits in
     every batch, with any number of threads, and by `step`.
 
@@ -181,17 +185,7 @@ class RNN:
                 "for each site; remove it"
             )
         generator = np.random.default_rng(rng)
-        factory = resolve(self.norm)
-
-        def create(features: int, bias: bool) -> Normalizer:
-            normalizer = factory(features, bias=bias, dtype=self.dtype, **self.norm_config)
-            if normalizer.features != features or normalizer.dtype != self.dtype:
-                raise PluginError(
-                    f"norm must make normalizers of {features} features and dtype {self.dtype}, as "
-                    f"it was asked to; got {normalizer!r}"
-                )
-            return normalizer
-
+        create = functools.partial(self._create_normalizer, resolve(self.norm))
         self._layers = [
             [
                 Direction(
@@ -217,6 +211,17 @@ class RNN:
                     {f"{site}.{key}": (normalizer, key) for key in normalizer.parameters}
                 )
         self.parameters = Parameters(entries)
+
+    def _create_normalizer(
+        self, factory: NormalizerFactory, features: int, *, bias: bool
+    ) -> Normalizer:
+        normalizer = factory(features, bias=bias, dtype=self.dtype, **self.norm_config)
+        if normalizer.features != features or normalizer.dtype != self.dtype:
+            raise PluginError(
+                f"norm must make normalizers of {features} features and dtype {self.dtype}, as it "
+                f"was asked to; got {normalizer!r}"
+            )
+        return normalizer
 
     @property
     def num_directions(self) -> int:
@@ -264,8 +269,6 @@ class RNN:
         ------
         ShapeError, DTypeError, ParameterError
             If an argument has another shape or type, or a length is outside 0 to T.
-
-        An error in a normalizer carries a note that names the time step, counted from 0.
         """
         x, initial, lengths = self._check(x, state, lengths)
         y, final, _ = self._run(x, initial, lengths, training=False)

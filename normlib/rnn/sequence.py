@@ -65,27 +65,27 @@ class Schedule:
         self._order = None if identity else order
         if not identity:
             steps = np.repeat(np.arange(len(counts)), counts)
-            self._batch_index = order[np.arange(self.total) - starts[steps]]
-            self._time_index = lengths[self._batch_index] - 1 - steps if reverse else steps
+            rows = order[np.arange(self.total) - starts[steps]]
+            times = lengths[rows] - 1 - steps if reverse else steps
+            self._index = times * n_batch + rows
 
     def gather(self, x: Array) -> Array:
         """Return the packed rows, (total, F), of ``x``, (T, N, F); a view of it if it can be."""
-        if self._order is None:
-            return x.reshape(self.total, x.shape[-1])
-        return x[self._time_index, self._batch_index]
+        rows = x.reshape(self.n_steps * self.n_batch, x.shape[2])
+        return rows if self._order is None else rows.take(self._index, axis=0)
 
     def scatter(self, rows: Array) -> Array:
         """Return ``x``, (T, N, F), with packed rows, (total, F), in their places; the rest zero."""
         shape = (self.n_steps, self.n_batch, rows.shape[1])
         if self._order is None:
             return rows.reshape(shape)
-        x = np.zeros(shape, rows.dtype)
-        x[self._time_index, self._batch_index] = rows
-        return x
+        x = np.zeros((self.n_steps * self.n_batch, rows.shape[1]), rows.dtype)
+        x[self._index] = rows
+        return x.reshape(shape)
 
     def sort(self, state: Array) -> Array:
         """Return a copy of ``state``, (N, H), with its rows in running order."""
-        return state.copy() if self._order is None else state[self._order]
+        return state.copy() if self._order is None else state.take(self._order, axis=0)
 
     def unsort(self, state: Array, out: Array) -> None:
         """Write ``state``, (N, H) in running order, to ``out`` in the order of the batch."""

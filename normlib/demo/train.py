@@ -1,0 +1,112 @@
+"""A network that reads digits, and its training: NumPy and normlib's public interface, no more."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+import normlib
+from normlib.demo.data import CLASSES, Digits
+from normlib.demo.optimizer import Adam, clip
+
+__all__ = ["Classifier", "Epoch", "HiddenState", "train"]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class HiddenState:
+    """Mean and standard deviation of the hidden state at each time step, over images and units."""
+
+    mean: Array
+    spread: Array
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the training images gave."""
+
+    loss: float
+    train_accuracy: float
+    test_accuracy: float
+    seconds: float
+
+
+class Classifier:
+    """A recurrent network, and a linear readout of its last hidden state: a score for each digit.
+
+    Parameters
+    ----------
+    input_size, hidden_size, n_steps : int
+        I, H and T.
+    cell : str
+        "lstm", "gru" or "rnn".
+    norm : str
+        A registered normalizer. If it can keep statistics for each time step, it does.
+    seed : int
+        Draws the weights, which are the same for every normalizer.
+    dtype : {float32, float64}, default float32
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        n_steps: int,
+        *,
+        cell: str,
+        norm: str,
+        seed: int,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        offered = normlib.create(norm, hidden_size).get_config()
+        self.rnn = normlib.RNN(
+            input_size,
+            hidden_size,
+            cell=cell,
+            norm=norm,
+            norm_config={"steps": n_steps} if "steps" in offered else None,
+            rng=rng,
+            dtype=dtype,
+        )
+        bound = 1 / np.sqrt(hidden_size)
+        self.weight = rng.uniform(-bound, bound, (hidden_size, CLASSES)).astype(dtype)
+        self.bias = np.zeros(CLASSES, dtype)
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """All that is learned, as live arrays."""
+        return {**self.rnn.parameters, "weight": self.weight, "bias": self.bias}
+
+    def __call__(self, x: Array) -> Array:
+        """Return scores, shape (N, 10), for sequences of shape (T, N, I)."""
+        y, _ = self.rnn(x)
+        scores: Array = y[-1] @ self.weight + self.bias
+        return scores
+
+    def accuracy(self, digits: Digits) -> float:
+        """Return the share of `digits` that it reads right."""
+        return float(np.mean(self(digits.x).argmax(axis=1) == digits.labels))
+
+    def loss_and_gradients(self, digits: Digits) -> tuple[float, float, dict[str, Array]]:
+        """Return the mean cross-entropy, the accuracy, and the gradients of the former."""
+        x, labels = digits
+        rows = np.arange(len(labels))
+        y, _, cache = self.rnn.forward(x)
+        scores = y[-1] @ self.weight + self.bias
+        scores -= scores.max(axis=1, keepdims=True)
+        log_p = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+
+        d_scores = np.exp(log_p)
+        d_scores[rows, labels] -= 1
+        d_scores /= len(labels)
+        dy = np.zeros_like(y)
+        dy[-1] = d_scores @ self.weight.T
+        _, _, grads = self.rnn.backward(dy, cache)
+        grads |= {"weight": y[-1].T @ d_scores, "bias": d_scores.sum(axis=0)}
+        accuracy = np.mean(scores.argmax(axis=1) == labels)
+        return float(-log_p[rows, labels].mean()), float(accuracy), grads

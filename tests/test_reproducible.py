@@ -1,0 +1,85 @@
+"""The same bits for any thread count, any batch and any CPU level with fused multiply-add."""
+
+import numpy as np
+import pytest
+
+import normlib
+from normlib import _kernels, threads
+
+LEVELS = [level for level in _kernels.available_levels() if level != "baseline"]
+SHAPES = [(1, 8), (7, 33), (33, 64), (130, 100), (64, 768), (5, 10000)]
+
+
+@pytest.fixture
+def use(monkeypatch):
+    """Choose a CPU level and a thread count, which holds for work of any size."""
+    monkeypatch.setattr(threads, "MIN_ELEMENTS", 1)
+
+    def use(level, n_threads):
+        for name in ["batch_norm", "cells", "layer_norm", "moments", "product"]:
+            monkeypatch.setattr(_kernels, name, _kernels.load(name, level))
+        normlib.set_num_threads(n_threads)
+
+    yield use
+    normlib.set_num_threads(None)
+
+
+def results(x, dy, gain):
+    """The bytes of everything that kernels compute from an array."""
+    arrays = []
+    y, mean, rstd = normlib.layer_norm_forward(x, gain)
+    arrays += [y, mean, rstd, *normlib.layer_norm_backward(dy, x, mean, rstd, gain)]
+    arrays += normlib.moments(x)
+    if len(x) > 1:
+        y, mean, var = normlib.batch_norm_forward(x, gain)
+        arrays += [y, mean, var, *normlib.batch_norm_backward(dy, x, mean, var, gain)]
+        arrays.append(normlib.batch_norm(x, mean, var, gain))
+    planes = x.reshape(len(x), 1, -1)
+    if planes.shape[2] > 1:
+        y, mean, var = normlib.batch_norm_forward(planes, channel_axis=1)
+        arrays += [y, mean, var]
+        arrays += normlib.batch_norm_backward(
+            dy.reshape(planes.shape), planes, mean, var, channel_axis=1
+        )
+    return [a.tobytes() for a in arrays if a is not None]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_threads_and_levels(use, dtype, rng):
+    for shape in SHAPES:
+        x = (3 + rng.standard_normal(shape)).astype(dtype)
+        dy = rng.standard_normal(shape).astype(dtype)
+        gain = rng.standard_normal(shape[1]).astype(dtype)
+        for group in (["baseline"], LEVELS):
+            expected = None
+            for level in group:
+                for n_threads in (1, 2, 3, 7):
+                    use(level, n_threads)
+                    actual = results(x, dy, gain)
+                    expected = expected or actual
+                    assert actual == expected, (shape, level, n_threads)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_row_is_the_same_in_any_batch(cpu_level, n_threads, dtype, rng):
+    for features in (7, 33, 64, 100, 768, 5000):
+        x = rng.standard_normal((33, features)).astype(dtype)
+        whole, mean, rstd = normlib.layer_norm_forward(x)
+        for n in (1, 2, 5, 8, 17):
+            for first in (0, 3, 33 - n):
+                rows = slice(first, first + n)
+                y, mean_n, rstd_n = normlib.layer_norm_forward(x[rows])
+                np.testing.assert_array_equal(y, whole[rows])
+                np.testing.assert_array_equal(mean_n, mean[rows])
+                np.testing.assert_array_equal(rstd_n, rstd[rows])
+
+
+def test_results_do_not_depend_on_alignment(rng):
+    buffer = np.empty(10 * 100 + 16, np.float32)
+    x = rng.standard_normal((10, 100)).astype(np.float32)
+    expected = normlib.layer_norm(x)
+    for offset in range(16):
+        view = buffer[offset : offset + 1000].reshape(10, 100)
+        view[...] = x
+        np.testing.assert_array_equal(normlib.layer_norm(view), expected)
+        np.testing.assert_array_equal(normlib.layer_norm(view, out=view), expected)
