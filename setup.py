@@ -93,13 +93,13 @@ class BuildKernels(build_ext):
         super(BuildKernels, builder).build_extension(extension)
 
     def find_openmp(self) -> list[str]:
-        """Flags with which an OpenMP program compiles, links and runs; none if there are no such."""
+        """Flags with which an OpenMP program compiles, links and runs; none without OpenMP."""
         flags = ["/openmp"] if self.compiler.compiler_type == "msvc" else ["-fopenmp"]
         if self.links(OPENMP_PROBE, flags, run=True):
             return flags
         if os.environ.get("NORMLIB_REQUIRE_OPENMP") == "1":
             raise RuntimeError(
-                f"NORMLIB_REQUIRE_OPENMP=1, but the compiler cannot build a program with {flags[0]}; "
+                f"NORMLIB_REQUIRE_OPENMP=1, but the compiler builds no program with {flags[0]}; "
                 "install OpenMP for it (libgomp, libomp) or unset the variable"
             )
         self.warn("no OpenMP: kernels will run on one thread")
@@ -114,7 +114,9 @@ class BuildKernels(build_ext):
             path = Path(folder) / "probe.c"
             path.write_text(source)
             try:
-                objects = self.compiler.compile([str(path)], output_dir=folder, extra_postargs=flags)
+                objects = self.compiler.compile(
+                    [str(path)], output_dir=folder, extra_postargs=flags
+                )
                 self.compiler.link_executable(
                     objects, "probe", output_dir=folder, extra_postargs=flags
                 )

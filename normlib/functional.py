@@ -5,7 +5,7 @@ gradients have x's type.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-# ---- layer normalization ---------------------------------------------------------------------------
+# ---- layer normalization -------------------------------------------------------------------------
 
 
 class _Rows(NamedTuple):
@@ -51,8 +51,8 @@ class _Rows(NamedTuple):
 
     @classmethod
     def of(cls, x: Array, axis: Axis) -> "_Rows":
-        if axis == -1 and x.ndim:
-            order: tuple[int, ...] = tuple(range(x.ndim))
+        if axis == -1 and x.ndim > 0:
+            order = tuple(range(x.ndim))
             return cls(order, x.shape[:-1], x.shape[-1:], True, "axis -1 of x")
         axes = check_axes(axis, x.ndim)
         kept = tuple(a for a in range(x.ndim) if a not in axes)
@@ -67,16 +67,14 @@ class _Rows(NamedTuple):
 
     def flatten(self, x: Array) -> Array:
         """x as a C-contiguous (rows, features), copied only if it must be."""
-        if not self.trailing:
-            x = x.transpose(self.order)
-        return np.ascontiguousarray(x).reshape(-1, math.prod(self.features))
+        ordered = x if self.trailing else x.transpose(self.order)
+        return np.ascontiguousarray(ordered).reshape(-1, math.prod(self.features))
 
-    def restore(self, rows: Array, like: Array, out: Array | None = None) -> Array:
+    def restore(self, rows: Array, out: Array | None = None) -> Array:
         """Rows in the axes and shape of x, written to out if given."""
-        if self.trailing:
-            y = rows.reshape(like.shape)
-        else:
-            y = rows.reshape(self.kept + self.features).transpose(np.argsort(self.order))
+        y: Array = rows.reshape(self.kept + self.features)
+        if not self.trailing:
+            y = y.transpose(np.argsort(self.order))
         if out is None:
             return np.ascontiguousarray(y)
         out[...] = y
@@ -110,7 +108,7 @@ def _layer_norm(
     _kernels.layer_norm.layer_norm_forward(
         rows, gain, bias, eps, y_rows, mean, rstd, threads_for(x.size)
     )
-    y = out if direct and out is not None else view.restore(y_rows, x, out)
+    y = out if direct and out is not None else view.restore(y_rows, out)
     if mean is None or rstd is None:
         return y, None, None
     return y, mean.reshape(view.kept), rstd.reshape(view.kept)
@@ -198,9 +196,8 @@ def layer_norm_forward(
     >>> mean, rstd
     (array([2.]), array([1.22474487]))
     """
-    y, mean, rstd = _layer_norm(x, gain, bias, axis, eps, out, statistics=True)
-    assert mean is not None and rstd is not None  # for the type checker: statistics=True
-    return y, mean, rstd
+    results = _layer_norm(x, gain, bias, axis, eps, out, statistics=True)
+    return cast(tuple[Array, Array, Array], results)
 
 
 def layer_norm_backward(
@@ -270,10 +267,10 @@ def layer_norm_backward(
     _kernels.layer_norm.layer_norm_backward(
         view.flatten(dy), rows, gain, mean, rstd, dx, dgain, dbias, partial, threads_for(x.size)
     )
-    return view.restore(dx, x), dgain, dbias
+    return view.restore(dx), dgain, dbias
 
 
-# ---- batch normalization ---------------------------------------------------------------------------
+# ---- batch normalization -------------------------------------------------------------------------
 
 
 class _Channels(NamedTuple):
@@ -314,7 +311,7 @@ class _Channels(NamedTuple):
         out[...] = y
         return out
 
-    def parameter(self, value: ArrayLike | None, name: str, dtype: np.dtype) -> Array | None:  # type: ignore[type-arg]
+    def parameter(self, value: ArrayLike | None, name: str, dtype: np.dtype[Any]) -> Array | None:
         what = f"channel axis {self.axis} of x"
         return as_like(value, name, (self.n_channels,), dtype, what)
 
@@ -369,6 +366,7 @@ def batch_norm(
     Parameters
     ----------
     x : array of float32 or float64, any shape
+        Any memory layout and byte order; copied only if it is not C-contiguous.
     mean, var : array (C,)
         Taken as float64.
     gain, bias : array (C,), optional

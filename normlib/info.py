@@ -17,7 +17,7 @@ __version__ = importlib.metadata.version("normlib")
 
 
 def _blas() -> str:
-    blas: dict[str, str] = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload,index]
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip()
 
 

@@ -14,7 +14,7 @@ __all__ = ["Moments", "moments"]
 
 
 def moments(x: ArrayLike, axis: Axis = -1, *, keepdims: bool = False) -> tuple[Array, Array]:
-    r"""Mean and biased variance along axes, by the corrected two-pass formula.
+    r"""Mean and biased variance along axes.
 
     .. math:: \mu = \frac{1}{F} \sum_i x_i, \qquad \sigma^2 = \frac{1}{F} \sum_i (x_i - \mu)^2
 
@@ -24,6 +24,7 @@ def moments(x: ArrayLike, axis: Axis = -1, *, keepdims: bool = False) -> tuple[A
     Parameters
     ----------
     x : array of float32 or float64, any shape
+        Any memory layout and byte order.
     axis : int or tuple of int
         The axes to reduce; at least one.
     keepdims : bool

@@ -59,10 +59,8 @@ def _cgroup_quota() -> int | None:
 
 
 def _default() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        n = len(os.sched_getaffinity(0))
-    else:
-        n = os.cpu_count() or 1
+    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    n = len(affinity) or os.cpu_count() or 1
     quota = _cgroup_quota()
     if quota is not None:
         n = min(n, quota)

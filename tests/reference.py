@@ -56,9 +56,7 @@ def along(value, x, channel_axis):
 
 
 def batch_norm(x, mean, var, gain=None, bias=None, channel_axis=-1, eps=1e-5):
-    y = (wide(x) - along(mean, x, channel_axis)) / np.sqrt(
-        along(var, x, channel_axis) + wide(eps)
-    )
+    y = (wide(x) - along(mean, x, channel_axis)) / np.sqrt(along(var, x, channel_axis) + wide(eps))
     if gain is not None:
         y = y * along(gain, x, channel_axis)
     if bias is not None:

@@ -145,7 +145,8 @@ def test_bad_out_is_refused_and_left_alone(name, rng):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize(
-    "dtype", [np.int64, np.uint8, bool, np.complex64, object, np.float16, np.longdouble, "U3", "M8[s]"]
+    "dtype",
+    [np.int64, np.uint8, bool, np.complex64, object, np.float16, np.longdouble, "U3", "M8[s]"],
 )
 def test_other_dtypes_are_refused(name, dtype):
     x = np.zeros((7, 6), dtype)
@@ -177,7 +178,9 @@ def test_zero_eps_is_allowed():
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_wrong_parameter_shape_names_rule_and_value(name, argument):
     x = np.ones((7, 6), np.float32)
-    with pytest.raises(ShapeError, match=rf"{argument} must have shape \(6,\) to match .*got \(5,\)"):
+    with pytest.raises(
+        ShapeError, match=rf"{argument} must have shape \(6,\) to match .*got \(5,\)"
+    ):
         FUNCTIONS[name](x, **{argument: np.ones(5, np.float32)})
     with pytest.raises(ShapeError, match=rf"{argument} must have shape \(6,\)"):
         FUNCTIONS[name](x, **{argument: np.float32(1)})

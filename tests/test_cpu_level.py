@@ -40,7 +40,7 @@ def test_an_unknown_level_is_an_error():
 
 def test_a_level_that_cannot_run_is_an_error(monkeypatch):
     monkeypatch.setattr(_kernels.cpu, "supported_levels", lambda: ["baseline", "v3"])
-    with pytest.raises(ImportError, match="NORMLIB_CPU=v4 cannot run here: .* offer baseline, v3"):
+    with pytest.raises(ImportError, match=r"NORMLIB_CPU=v4 cannot run here: .* offer baseline, v3"):
         _kernels.choose_level("v4")
 
 

@@ -6,10 +6,10 @@ import pickle
 
 import numpy as np
 import pytest
-import reference_rnn
 from safetensors.numpy import load_file, save_file
 
 import normlib
+import reference_rnn
 from normlib import errors
 
 T, N, I, H = 5, 4, 3, 4  # noqa: E741

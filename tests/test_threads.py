@@ -51,7 +51,9 @@ def test_affinity_counts():
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
         "import normlib; print(normlib.get_num_threads())"
     )
-    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
     assert int(result.stdout) == 1
 
 

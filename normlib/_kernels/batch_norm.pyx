@@ -10,8 +10,9 @@ and a vector holds neighbouring channels ("columns"); else a vector holds neighb
 ("planes", each a contiguous run of inner elements).
 
 Sums over the batch run in blocks of a fixed size (ROWS rows, or PLANES planes), any thread taking
-any block; each block leaves its result in scratch, and blocks are merged in their order. Within a
-block the sums are those of rows.pxd: corrected two-pass, folded into double after FOLD steps.
+any block; each block leaves its result in scratch, and blocks are merged in their order.
+Statistics are those of rows.pxd: float32 in one pass in double, float64 by the corrected two-pass
+formula. Sums of gradients are folded into double after FOLD steps.
 
 With scale = gain * rstd and offset = bias - mean_lo * scale, the output is
 fma(x - mean_hi, scale, offset). A channel whose scale is beyond the range of its type is done in
@@ -26,10 +27,18 @@ from normlib._kernels.rows cimport (
     needs_scaling, scaled_moments, unscaled_mean, unscaled_rstd, unscaled_var, vector_range,
 )
 from normlib._kernels.vec cimport (
-    MAX_BLOCK_VECS, MAX_WIDE_VECS, vf32, vf64, vf64_set, vreal,
-    at, at_out, block_vecs, lanes, vadd_deviation_to, vadd_to, vfirst, vfma, vfold, vget, vload_first, vput, vround,
-    vset, vstore_first, vsum_wide,
+    MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, vf32, vf64, vf64_set, vreal,
+    at, at_out, block_vecs, lanes, vadd_to, vfirst, vfma, vfold, vget, vload_first, vput, vround,
+    vset, vstore_first, vsum_wide, vwiden,
 )
+
+cdef extern from *:
+    """
+    /* Vectors of columns whose two sums, in double, and shift fit the registers. */
+    #define COLUMN_VECS (VEC_BYTES == 64 ? 4 : 2)
+    """
+    enum:
+        COLUMN_VECS
 
 cdef enum:
     ROWS = 64            # rows in a block of the column loops
@@ -62,65 +71,86 @@ def scratch_shape(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner):
     return n_blocks(&shape), 3, (channels + STRIP - 1) // STRIP * STRIP
 
 
-# ---- statistics ------------------------------------------------------------------------------------
+# ---- statistics ----------------------------------------------------------------------------------
 
 
-cdef void column_moments(
+cdef inline void column_moments_single(
     const vreal *x,         # IN  (n_rows, stride), at the first column
-    double *m,              # OUT (STRIP,) coarse mean
-    double *c,              # OUT (STRIP,) mean - m
-    double *m2,             # OUT (STRIP,) squared deviations from the mean
+    double *m,              # OUT (columns,) first row
+    double *c,              # OUT (columns,) mean - m
+    double *m2,             # OUT (columns,) squared deviations from the mean
     Py_ssize_t n_rows,
     Py_ssize_t stride,
-    Py_ssize_t n_columns,   # at most one block of the type
-    bint exact,             # sum in double: too few rows for errors to average out
+    Py_ssize_t n_columns,   # at most COLUMN_VECS vectors
 ) noexcept nogil:
-    cdef vreal center[MAX_BLOCK_VECS]
-    cdef vreal acc1[MAX_BLOCK_VECS]
-    cdef vreal acc2[MAX_BLOCK_VECS]
+    """float32: one pass in double about the first row."""
+    cdef vf64 first[COLUMN_VECS * MAX_PARTS]
+    cdef vf64 acc1[COLUMN_VECS * MAX_PARTS]
+    cdef vf64 acc2[COLUMN_VECS * MAX_PARTS]
+    cdef vf64 parts[MAX_PARTS]
+    cdef vf64 d
+    cdef int k, p, n_parts
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t r, i
+    for k in range(COLUMN_VECS):
+        n_parts = vwiden(vload_first(at(x, k * width), n_columns - k * width), parts)
+        for p in range(n_parts):
+            first[k * n_parts + p] = parts[p]
+            acc1[k * n_parts + p] = vf64_set(0)
+            acc2[k * n_parts + p] = vf64_set(0)
+    for r in range(1, n_rows):
+        for k in range(COLUMN_VECS):
+            n_parts = vwiden(
+                vload_first(at(x, r * stride + k * width), n_columns - k * width), parts)
+            for p in range(n_parts):
+                i = k * n_parts + p
+                d = parts[p] - first[i]
+                acc1[i] = acc1[i] + d
+                acc2[i] = vfma(d, d, acc2[i])
+    for i in range(COLUMN_VECS * width):
+        m[i] = vget(first, i)
+        c[i] = vget(acc1, i) / n_rows
+        m2[i] = vget(acc2, i) - vget(acc1, i) * c[i]
+
+
+cdef inline void column_moments_double(
+    const vreal *x,         # IN  (n_rows, stride), at the first column
+    double *m,              # OUT (columns,) coarse mean
+    double *c,              # OUT (columns,) mean - m
+    double *m2,             # OUT (columns,) squared deviations from the mean
+    Py_ssize_t n_rows,
+    Py_ssize_t stride,
+    Py_ssize_t n_columns,   # at most COLUMN_VECS vectors
+) noexcept nogil:
+    """float64: the corrected two-pass formula."""
+    cdef vreal center[COLUMN_VECS]
+    cdef vreal acc1[COLUMN_VECS]
+    cdef vreal acc2[COLUMN_VECS]
     cdef vreal d
     cdef vreal inverse = vset(1.0 / n_rows, x)
     cdef int k
-    cdef int n_vecs = block_vecs(x)
     cdef Py_ssize_t width = lanes(x)
-    cdef Py_ssize_t r, i, stop
-    for k in range(n_vecs):
+    cdef Py_ssize_t r, i
+    for k in range(COLUMN_VECS):
         center[k] = vload_first(at(x, k * width), n_columns - k * width)
         acc1[k] = vset(0, x)
     for r in range(1, n_rows):
-        for k in range(n_vecs):
+        for k in range(COLUMN_VECS):
             d = vload_first(at(x, r * stride + k * width), n_columns - k * width) - center[k]
             acc1[k] = acc1[k] + d
-    for k in range(n_vecs):
+    for k in range(COLUMN_VECS):
         center[k] = vfma(acc1[k], inverse, center[k])
-        for i in range(width):
-            m[k * width + i] = vget(&center[k], i)
-            c[k * width + i] = 0
-            m2[k * width + i] = 0
-    r = 0
-    while exact and r < n_rows:
-        for k in range(n_vecs):
-            vadd_deviation_to(
-                c + k * width, m2 + k * width,
-                vload_first(at(x, r * stride + k * width), n_columns - k * width), center[k])
-        r += 1
-    while r < n_rows:
-        stop = min(r + FOLD, n_rows)
-        for k in range(n_vecs):
-            acc1[k] = vset(0, x)
-            acc2[k] = vset(0, x)
-        while r < stop:
-            for k in range(n_vecs):
-                d = vload_first(at(x, r * stride + k * width), n_columns - k * width) - center[k]
-                acc1[k] = acc1[k] + d
-                acc2[k] = vfma(d, d, acc2[k])
-            r += 1
-        for k in range(n_vecs):
-            vadd_to(c + k * width, acc1[k])
-            vadd_to(m2 + k * width, acc2[k])
-    for i in range(n_vecs * width):
-        m2[i] -= c[i] * (c[i] / n_rows)
-        c[i] /= n_rows
+        acc1[k] = vset(0, x)
+        acc2[k] = vset(0, x)
+    for r in range(n_rows):
+        for k in range(COLUMN_VECS):
+            d = vload_first(at(x, r * stride + k * width), n_columns - k * width) - center[k]
+            acc1[k] = acc1[k] + d
+            acc2[k] = vfma(d, d, acc2[k])
+    for i in range(COLUMN_VECS * width):
+        m[i] = vget(center, i)
+        c[i] = vget(acc1, i) / n_rows
+        m2[i] = vget(acc2, i) - vget(acc1, i) * c[i]
 
 
 cdef void moments_item(
@@ -132,7 +162,7 @@ cdef void moments_item(
 ) noexcept nogil:
     cdef Py_ssize_t block = item % n_blocks(shape)
     cdef Py_ssize_t channel = item // n_blocks(shape)
-    cdef Py_ssize_t block_columns = block_vecs(x) * lanes(x)
+    cdef Py_ssize_t group = COLUMN_VECS * lanes(x)
     cdef Py_ssize_t n_rows, first, o, i
     cdef double *out = scratch + 3 * block * padded
     cdef Merged all
@@ -141,11 +171,17 @@ cdef void moments_item(
         n_rows = min(ROWS, shape.outer - block * ROWS)
         first = channel * STRIP
         while first < min((channel + 1) * STRIP, shape.channels):
-            column_moments(at(x, block * ROWS * shape.channels + first), out + first,
-                           out + padded + first, out + 2 * padded + first, n_rows,
-                           shape.channels, min(block_columns, shape.channels - first),
-                           shape.outer < ROWS)
-            first += block_columns
+            if vreal is vf32:
+                column_moments_single(
+                    at(x, block * ROWS * shape.channels + first), out + first,
+                    out + padded + first, out + 2 * padded + first, n_rows, shape.channels,
+                    min(group, shape.channels - first))
+            else:
+                column_moments_double(
+                    at(x, block * ROWS * shape.channels + first), out + first,
+                    out + padded + first, out + 2 * padded + first, n_rows, shape.channels,
+                    min(group, shape.channels - first))
+            first += group
         return
     merge_none(&all)
     for o in range(block * PLANES, min((block + 1) * PLANES, shape.outer)):
@@ -227,7 +263,7 @@ def batch_moments(x, scratch, mean, rest, var, rstd, double eps, int n_threads):
                               rstd_data, shape, padded, eps, n_threads)
 
 
-# ---- normalization -----------------------------------------------------------------------------------
+# ---- normalization -------------------------------------------------------------------------------
 
 
 cdef struct Statistics:     # each (channels,)
@@ -412,7 +448,7 @@ def batch_norm_forward(x, mean, rest, rstd, gain, bias, factors, doubles, y, int
                                 statistics, n_threads)
 
 
-# ---- backward ----------------------------------------------------------------------------------------
+# ---- backward ------------------------------------------------------------------------------------
 
 # With xhat recomputed, S1 = sum(dy), S2 = sum(dy * xhat), and n the number of values in a channel's
 # statistics:

@@ -5,8 +5,9 @@ at least one row and one feature.
 
 Design
 ------
-Forward: a thread takes GROUP rows at a time, all their moments first and then their output, so that the latency of one row's sums hides behind the next row's loads. With
-scale = rstd and offset = -mean_lo * rstd,
+Forward: a thread takes GROUP rows at a time, all their moments first and then their output, so
+that the latency of one row's sums hides behind the next row's loads. With scale = rstd and
+offset = -mean_lo * rstd,
 
     y = fma(fma(x - mean_hi, scale, offset), gain, bias)
 
@@ -36,7 +37,7 @@ cdef enum:
     ROWS = 64            # rows in a block of the backward pass
 
 
-# ---- forward ---------------------------------------------------------------------------------------
+# ---- forward -------------------------------------------------------------------------------------
 
 
 cdef inline vreal affine(vreal v, const vreal *gain, const vreal *bias, Py_ssize_t n,
@@ -77,6 +78,20 @@ cdef inline void normalize_row(
         v = vfma(vload_first(at(x, i), n - i) - m, s, t)
         vstore_first(at_out(y, i),
                      affine(v, at(gain, i), at(bias, i), n - i, has_gain, has_bias), n - i)
+
+
+cdef inline void normalize_row_any(const vreal *x, const vreal *gain, const vreal *bias, vreal *y,
+                                   Py_ssize_t n, double mean, double scale,
+                                   double offset) noexcept nogil:
+    """normalize_row, compiled for each combination of gain and bias."""
+    if gain != NULL and bias != NULL:
+        normalize_row(x, gain, bias, y, n, mean, scale, offset, True, True)
+    elif gain != NULL:
+        normalize_row(x, gain, bias, y, n, mean, scale, offset, True, False)
+    elif bias != NULL:
+        normalize_row(x, gain, bias, y, n, mean, scale, offset, False, True)
+    else:
+        normalize_row(x, gain, bias, y, n, mean, scale, offset, False, False)
 
 
 cdef void normalize_row_scaled(
@@ -120,23 +135,16 @@ cdef void forward_group(
     for r in range(n_rows):
         x_r = at(x, r * n)
         y_r = at_out(y, r * n)
-        if needs_scaling(x, moments[r].var, eps):
+        mean_r = moments[r].mean_hi + moments[r].mean_lo
+        rstd_r = 1 / sqrt(moments[r].var + eps)
+        if needs_scaling(x, moments[r].var, eps) or not vector_range(x, rstd_r):
             scaled_moments(x_r, 1, 0, n, eps, &scaled)
             mean_r = unscaled_mean(&scaled)
             rstd_r = unscaled_rstd(&scaled)
             normalize_row_scaled(x_r, gain, bias, y_r, n, &scaled)
         else:
-            mean_r = moments[r].mean_hi + moments[r].mean_lo
-            rstd_r = 1 / sqrt(moments[r].var + eps)
             offset = -moments[r].mean_lo * rstd_r
-            if gain != NULL and bias != NULL:
-                normalize_row(x_r, gain, bias, y_r, n, moments[r].mean_hi, rstd_r, offset, True, True)
-            elif gain != NULL:
-                normalize_row(x_r, gain, bias, y_r, n, moments[r].mean_hi, rstd_r, offset, True, False)
-            elif bias != NULL:
-                normalize_row(x_r, gain, bias, y_r, n, moments[r].mean_hi, rstd_r, offset, False, True)
-            else:
-                normalize_row(x_r, gain, bias, y_r, n, moments[r].mean_hi, rstd_r, offset, False, False)
+            normalize_row_any(x_r, gain, bias, y_r, n, moments[r].mean_hi, rstd_r, offset)
         if mean != NULL:
             mean[r] = mean_r
         if rstd != NULL:
@@ -177,7 +185,7 @@ def layer_norm_forward(x, gain, bias, double eps, y, mean, rstd, int n_threads):
                                <vf64 *>y_data, mean_data, rstd_data, n_rows, n, eps, n_threads)
 
 
-# ---- backward --------------------------------------------------------------------------------------
+# ---- backward ------------------------------------------------------------------------------------
 
 
 cdef struct Row:
@@ -382,7 +390,7 @@ cdef void backward_rows(const vreal *dy, const vreal *x, const vreal *gain, cons
 
 
 def layer_norm_backward_scratch(Py_ssize_t n_rows, Py_ssize_t n):
-    """Shape of the float64 scratch that layer_norm_backward needs: blocks, dgain and dbias, features."""
+    """Shape of the float64 scratch for layer_norm_backward: blocks, dgain and dbias, features."""
     return (n_rows + ROWS - 1) // ROWS, 2, (n + 63) // 64 * 64
 
 

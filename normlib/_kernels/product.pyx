@@ -15,7 +15,7 @@ from cython.parallel cimport prange
 
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.vec cimport (
-    at, at_out, lanes, vf32, vf64, vfma, vget, vload_first, vput, vreal, vset, vstore_first,
+    at, at_out, lanes, vf32, vf64, vfma, vget, vput, vreal, vset, vstore_first,
 )
 
 cdef extern from *:

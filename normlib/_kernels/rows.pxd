@@ -6,19 +6,21 @@ float32: one pass in double over d = x - x[0], in 16 lanes::
 
     mean = x[0] + mean(d),  var = mean(d**2) - mean(d)**2
 
-The shift keeps mean(d)**2 below n times var, so what cancels is lost from 53 bits and never reaches
-the 24 of the row; squares of floats neither overflow nor underflow in double. The one pass beats
-the corrected two-pass formula in float32 (docs/design/moments.md).
+The shift keeps mean(d)**2 below n times var, so what cancels is lost from 53 bits and does not
+reach the 24 of the row; squares of floats neither overflow nor underflow in double. One pass in
+double beats two in float32 (docs/design/moments.md).
 
-float64 has no wider type: the corrected two-pass formula, per chunk of 64 blocks (16 KB, so that the
-second pass reads L1), chunks merged in their order (Chan, Golub, LeVeque 1979)::
+float64 has no wider type, so two passes, by the corrected formula::
 
     m = round(x[0] + mean(x - x[0]))      # near the mean; any error of it is undone by c
     d = x - m,  c = mean(d)
     mean = m + c,  var = mean(d**2) - c**2
 
+Longer rows go by chunks, which bounds the shift's n for float32 and keeps the second pass of
+float64 in L1; chunks are merged in their order (Chan, Golub, LeVeque 1979).
+
 A float64 row whose squares overflow or underflow is done again, scaled by a power of two.
-Either way a constant row has d = 0, and so exactly var = 0.
+A constant row has d = 0, and so exactly var = 0.
 """
 from libc.math cimport fabs, frexp, isfinite, ldexp, sqrt
 
@@ -30,7 +32,6 @@ from normlib._kernels.vec cimport (
 
 cdef enum:
     FOLD = 8             # blocks between two folds to double
-    CHUNK_BLOCKS = 64
 
 
 cdef struct Moments:
@@ -55,7 +56,10 @@ cdef struct ScaledMoments:
 
 
 cdef inline Py_ssize_t chunk_size(const vreal *x) noexcept nogil:
-    return CHUNK_BLOCKS * block_vecs(x) * lanes(x)
+    if vreal is vf32:
+        return 16384
+    else:
+        return 2048
 
 
 cdef inline double coarse_mean(const vreal *x, Py_ssize_t n) noexcept nogil:
@@ -198,16 +202,16 @@ cdef inline void merge_row(Merged *all, const vreal *x, Py_ssize_t n) noexcept n
     cdef Py_ssize_t i = 0
     cdef Py_ssize_t count
     cdef double m, sum_d, sum_d2
-    if vreal is vf32:
-        sums_from_first(x, n, &sum_d, &sum_d2)
-        merge(all, n, vget(x, 0), sum_d / n, sum_d2 - sum_d * (sum_d / n))
-    else:
-        while i < n:
-            count = min(chunk, n - i)
+    while i < n:
+        count = min(chunk, n - i)
+        if vreal is vf32:
+            m = vget(x, i)
+            sums_from_first(at(x, i), count, &sum_d, &sum_d2)
+        else:
             m = coarse_mean(at(x, i), count)
             sums_about(at(x, i), count, m, &sum_d, &sum_d2)
-            merge(all, count, m, sum_d / count, sum_d2 - sum_d * (sum_d / count))
-            i += count
+        merge(all, count, m, sum_d / count, sum_d2 - sum_d * (sum_d / count))
+        i += count
 
 
 cdef inline void merged_moments(const Merged *all, const vreal *x, Moments *out) noexcept nogil:

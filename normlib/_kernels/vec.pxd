@@ -205,22 +205,6 @@ cdef inline void vadd_to(double *dst, vreal v) noexcept nogil:
         wide[i] = wide[i] + parts[i]
 
 
-cdef inline void vadd_deviation_to(double *dst1, double *dst2, vreal v,
-                                   vreal center) noexcept nogil:
-    """dst1[:lanes] += d and dst2[:lanes] += d**2, d = v - center, all in double."""
-    cdef vf64 parts[MAX_PARTS]
-    cdef vf64 centers[MAX_PARTS]
-    cdef vf64 *wide1 = <vf64 *>dst1
-    cdef vf64 *wide2 = <vf64 *>dst2
-    cdef vf64 d
-    cdef int i
-    vwiden(center, centers)
-    for i in range(vwiden(v, parts)):
-        d = parts[i] - centers[i]
-        wide1[i] = wide1[i] + d
-        wide2[i] = vf64_fma(d, d, wide2[i])
-
-
 cdef inline double vget(const vreal *row, Py_ssize_t i) noexcept nogil:
     """Element i as a double."""
     if vreal is vf32:

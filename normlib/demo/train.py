@@ -1,7 +1,5 @@
 """A network that reads digits, and its training: NumPy and normlib's public interface, no more."""
 
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -10,7 +8,6 @@ import numpy.typing as npt
 
 import normlib
 from normlib.demo.data import CLASSES, Digits
-from normlib.demo.optimizer import Adam, clip
 
 __all__ = ["Classifier", "Epoch", "HiddenState", "train"]
 
