@@ -107,3 +107,54 @@ class Classifier:
         grads |= {"weight": y[-1].T @ d_scores, "bias": d_scores.sum(axis=0)}
         accuracy = np.mean(scores.argmax(axis=1) == labels)
         return float(-log_p[rows, labels].mean()), float(accuracy), grads
+
+    def hidden_state(self, x: Array) -> HiddenState:
+        """Measure the hidden state over time, normalized by the statistics of `x` itself.
+
+        That is how training sees it; a new network has no running statistics yet. The network does
+        not change.
+        """
+        y, _, _ = copy.deepcopy(self.rnn).forward(x)
+        over = (1, 2)
+        return HiddenState(y.mean(over, dtype=np.float64), y.std(over, dtype=np.float64))
+
+
+def train(
+    classifier: Classifier,
+    digits: Digits,
+    test: Digits,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    max_norm: float = 1.0,
+) -> Iterator[Epoch]:
+    """Train by Adam on shuffled batches, in place; give the figures of each epoch when it is done.
+
+    Parameters
+    ----------
+    classifier : Classifier
+    digits, test : Digits
+        To train on, and to measure the accuracy with after each epoch.
+    epochs, batch_size : int
+    learning_rate : float
+    seed : int
+        Draws the batches.
+    max_norm : float, default 1.0
+        Gradients are scaled down to this norm.
+    """
+    rng = np.random.default_rng(seed)
+    optimizer = Adam(classifier.parameters, learning_rate)
+    n_images = len(digits.labels)
+    for _ in range(epochs):
+        start = time.perf_counter()
+        loss = correct = 0.0
+        for batch in np.split(rng.permutation(n_images), range(batch_size, n_images, batch_size)):
+            part = Digits(digits.x[:, batch], digits.labels[batch])
+            batch_loss, batch_accuracy, grads = classifier.loss_and_gradients(part)
+            optimizer.step(clip(grads, max_norm))
+            loss += batch_loss * len(batch)
+            correct += batch_accuracy * len(batch)
+        seconds = time.perf_counter() - start
+        yield Epoch(loss / n_images, correct / n_images, classifier.accuracy(test), seconds)
