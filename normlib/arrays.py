@@ -80,7 +80,8 @@ def check_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
         raise ParameterError(f"axis must be an integer or a tuple of them; got {axis!r}") from None
     except ValueError as error:
         raise ShapeError(
-            f"axis must name different axes of x, from {-ndim} to {ndim - 1}; got {axis!r} ({error})"
+            f"axis must name different axes of x, from {-ndim} to {ndim - 1}; "
+            f"got {axis!r} ({error})"
         ) from None
     if not axes:
         raise ShapeError("axis must name at least one axis of x; got an empty tuple")

@@ -45,7 +45,8 @@ class Report:
         }
         runs = "1 run" if seeds == 1 else f"{seeds} runs"
         self.console.print(
-            f"{title}: {runs} of {epochs} epochs with each normalizer. Ctrl-C sums up early."
+            f"{title}: {runs} of {epochs} epochs with each normalizer. Ctrl-C sums up early.",
+            soft_wrap=True,
         )
 
     def __enter__(self) -> Self:
@@ -83,15 +84,15 @@ class Report:
             return
         table = Table()
         table.add_column("normalizer", no_wrap=True)
-        for heading in ("epochs", "test accuracy", f"epochs to {target:.0%}", "seconds per epoch"):
+        for heading in ("runs", "test accuracy", f"epochs to {target:.0%}", "seconds per epoch"):
             table.add_column(heading, justify="right")
         for summary in summaries:
             spread = "" if summary.spread is None else f" ± {100 * summary.spread:.1f}"
             reached = summary.epochs_to_target
             table.add_row(
                 summary.norm,
-                str(summary.epochs),
-                f"{100 * summary.test_accuracy:.1f}{spread} %",
+                str(summary.runs or "cut short"),
+                f"{summary.test_accuracy:.1%}{spread}",
                 "not reached" if reached is None else str(reached),
                 f"{summary.seconds_per_epoch:.2f}",
             )

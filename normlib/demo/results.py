@@ -8,7 +8,7 @@ import numpy as np
 
 from normlib.demo.train import Epoch, HiddenState
 
-__all__ = ["Run", "Summary", "as_dict", "summarize"]
+__all__ = ["Run", "Summary", "as_dict", "by_norm", "summarize"]
 
 
 @dataclass
@@ -38,8 +38,8 @@ class Summary:
     Attributes
     ----------
     norm : str
-    epochs : int
-        Epochs trained, of all runs together.
+    runs : int
+        How many were completed. With 0, the figures are those of one that was cut short.
     test_accuracy : float
         After the last epoch, the mean over runs.
     spread : float or None
@@ -51,19 +51,27 @@ class Summary:
     """
 
     norm: str
-    epochs: int
+    runs: int
     test_accuracy: float
     spread: float | None
     epochs_to_target: float | None
     seconds_per_epoch: float
 
 
+def by_norm(runs: list[Run]) -> dict[str, list[Run]]:
+    """Group runs by normalizer. One that was cut short counts only where none is complete."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.norm, []).append(run)
+    return {
+        norm: [run for run in group if run.after is not None] or group
+        for norm, group in groups.items()
+    }
+
+
 def summarize(runs: list[Run], target: float) -> list[Summary]:
     """Sum up the runs by normalizer, in the order in which they were run."""
-    return [
-        _summarize([run for run in runs if run.norm == norm], target)
-        for norm in dict.fromkeys(run.norm for run in runs)
-    ]
+    return [_summarize(group, target) for group in by_norm(runs).values()]
 
 
 def _summarize(runs: list[Run], target: float) -> Summary:
@@ -73,7 +81,7 @@ def _summarize(runs: list[Run], target: float) -> Summary:
     middle = sorted(reached)[len(reached) // 2]
     return Summary(
         norm=runs[0].norm,
-        epochs=sum(len(run.epochs) for run in runs),
+        runs=sum(run.after is not None for run in runs),
         test_accuracy=float(np.mean(accuracies)),
         spread=float(np.std(accuracies, ddof=1)) if len(runs) > 1 else None,
         epochs_to_target=None if math.isinf(middle) else middle,

@@ -1,5 +1,8 @@
 """A network that reads digits, and its training: NumPy and normlib's public interface, no more."""
 
+import copy
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -8,6 +11,7 @@ import numpy.typing as npt
 
 import normlib
 from normlib.demo.data import CLASSES, Digits
+from normlib.demo.optimizer import Adam, clip
 
 __all__ = ["Classifier", "Epoch", "HiddenState", "train"]
 
@@ -135,10 +139,13 @@ def train(
     Parameters
     ----------
     classifier : Classifier
+        What learns.
     digits, test : Digits
         To train on, and to measure the accuracy with after each epoch.
     epochs, batch_size : int
+        Passes over the digits, and how many of them make a batch.
     learning_rate : float
+        Of Adam.
     seed : int
         Draws the batches.
     max_norm : float, default 1.0
