@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,13 @@ from normlib.info import __version__, config, show_config
 
 __all__ = ["main"]
 
-DEMO_PACKAGES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": "rich"}
+# By the name under which they are imported.
+DEMO_PACKAGES = {
+    "sklearn": "scikit-learn",
+    "matplotlib": "matplotlib",
+    "rich": "rich",
+    "threadpoolctl": "threadpoolctl",
+}
 
 EXAMPLES = """\
 examples:
@@ -29,7 +36,7 @@ they come, then a table, and saves two pictures and the figures.
 DEMO_EXAMPLES = """\
 examples:
   python -m normlib demo                                 pixel by pixel; a minute or two
-  python -m normlib demo --by row --epochs 10            row by row; seconds
+  python -m normlib demo --by row                        row by row; seconds
   python -m normlib demo --cell gru --hidden 32 --seeds 1
   python -m normlib demo --norm layer --norm yours       any registered normalizer, also a plugin's
 
@@ -65,9 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         code: int = options.run(options)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # such as "normlib info | head -1"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 1
     return code
 
 
@@ -112,10 +123,15 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         metavar="NAME",
         help="a normalizer by name; repeat for several (default: noop, batch, layer)",
     )
-    add("--cell", choices=["lstm", "gru", "rnn"], default="lstm", help="(default: lstm)")
+    add(
+        "--cell",
+        choices=["lstm", "gru", "rnn"],
+        default="lstm",
+        help="what a time step computes (default: lstm)",
+    )
     for name, default, what in (
         ("hidden", 64, "units of the hidden state"),
-        ("epochs", 20, "passes over the training images"),
+        ("epochs", 15, "passes over the training images"),
         ("seeds", 3, "runs with each normalizer"),
         ("batch", 64, "images a batch"),
     ):
@@ -177,6 +193,8 @@ def _demo(options: argparse.Namespace) -> int:
         return 0 if run(settings) else 130
     except NormlibError as error:
         return _fail(str(error), code=2)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         return _fail(f"cannot write to {settings.output}: {error.strerror or error}")
 

@@ -23,17 +23,17 @@ from libc.math cimport sqrt
 
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.rows cimport (
-    Moments, ScaledMoments, needs_scaling, row_moments,
+    GROUP, QUICK, Moments, ScaledMoments, needs_scaling, quick_moments, row_moments,
     scaled_moments, scaled_xhat, unscaled_mean, unscaled_rstd, vector_range,
 )
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_WIDE_VECS, vf32, vf64, vf64_set, vreal,
-    at, at_out, block_vecs, lanes, vadd_to, vfirst, vfma, vfold, vget, vload_first, vput, vround,
-    vset, vstore_first, vsum_wide,
+    at, at_out, block_vecs, lanes, to_boundary, vadd_to, vfirst, vfma, vfold, vget, vload_first,
+    vput, vround, vset, vstore_first, vsum_wide,
 )
 
 cdef enum:
-    GROUP = 8            # rows in flight
+    GROUP_FLOATS = 4096  # elements in a group of rows
     ROWS = 64            # rows in a block of the backward pass
 
 
@@ -52,6 +52,22 @@ cdef inline vreal affine(vreal v, const vreal *gain, const vreal *bias, Py_ssize
     return v
 
 
+cdef inline void normalize_part(
+    const vreal *x,         # IN
+    const vreal *gain,      # IN
+    const vreal *bias,      # IN
+    vreal *y,               # OUT, may be x
+    Py_ssize_t n,           # at most one vector
+    vreal mean,
+    vreal scale,
+    vreal offset,
+    bint has_gain,
+    bint has_bias,
+) noexcept nogil:
+    cdef vreal v = vfma(vload_first(x, n) - mean, scale, offset)
+    vstore_first(y, affine(v, gain, bias, n, has_gain, has_bias), n)
+
+
 cdef inline void normalize_row(
     const vreal *x,         # IN
     const vreal *gain,      # IN
@@ -68,30 +84,100 @@ cdef inline void normalize_row(
     cdef vreal s = vset(scale, x)
     cdef vreal t = vset(offset, x)
     cdef vreal v
+    cdef int k
     cdef Py_ssize_t width = lanes(x)
     cdef Py_ssize_t i = 0
-    while i + width <= n:
-        v = vfma(at(x, i)[0] - m, s, t)
-        at_out(y, i)[0] = affine(v, at(gain, i), at(bias, i), width, has_gain, has_bias)
+    cdef Py_ssize_t j
+    if n >= 4 * width:
+        # Stores that stay in a cache line from here on.
+        i = to_boundary(y)
+        if i > 0:
+            normalize_part(x, gain, bias, y, i, m, s, t, has_gain, has_bias)
+    while i + 4 * width <= n:
+        for k in range(4):
+            j = i + k * width
+            v = vfma(at(x, j)[0] - m, s, t)
+            at_out(y, j)[0] = affine(v, at(gain, j), at(bias, j), width, has_gain, has_bias)
+        i += 4 * width
+    while i < n:
+        normalize_part(at(x, i), at(gain, i), at(bias, i), at_out(y, i), min(width, n - i), m, s, t,
+                       has_gain, has_bias)
         i += width
-    if i < n:
-        v = vfma(vload_first(at(x, i), n - i) - m, s, t)
-        vstore_first(at_out(y, i),
-                     affine(v, at(gain, i), at(bias, i), n - i, has_gain, has_bias), n - i)
 
 
-cdef inline void normalize_row_any(const vreal *x, const vreal *gain, const vreal *bias, vreal *y,
-                                   Py_ssize_t n, double mean, double scale,
-                                   double offset) noexcept nogil:
-    """normalize_row, compiled for each combination of gain and bias."""
-    if gain != NULL and bias != NULL:
-        normalize_row(x, gain, bias, y, n, mean, scale, offset, True, True)
-    elif gain != NULL:
-        normalize_row(x, gain, bias, y, n, mean, scale, offset, True, False)
-    elif bias != NULL:
-        normalize_row(x, gain, bias, y, n, mean, scale, offset, False, True)
-    else:
-        normalize_row(x, gain, bias, y, n, mean, scale, offset, False, False)
+cdef inline void normalize_pair(
+    const vreal *x,         # IN  (2, n)
+    const vreal *gain,      # IN
+    const vreal *bias,      # IN
+    vreal *y,               # OUT (2, n), may be x
+    Py_ssize_t n,
+    const double *mean,     # IN  (2,)
+    const double *scale,    # IN  (2,)
+    const double *offset,   # IN  (2,)
+    bint has_gain,
+    bint has_bias,
+) noexcept nogil:
+    """Two rows, for which gain and bias are loaded once; n is a multiple of four vectors."""
+    cdef vreal m0 = vset(mean[0], x)
+    cdef vreal s0 = vset(scale[0], x)
+    cdef vreal t0 = vset(offset[0], x)
+    cdef vreal m1 = vset(mean[1], x)
+    cdef vreal s1 = vset(scale[1], x)
+    cdef vreal t1 = vset(offset[1], x)
+    cdef vreal v0, v1, g, b
+    cdef int k
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t j
+    while i < n:
+        for k in range(2):
+            j = i + k * width
+            v0 = vfma(at(x, j)[0] - m0, s0, t0)
+            v1 = vfma(at(x, n + j)[0] - m1, s1, t1)
+            if has_gain:
+                g = at(gain, j)[0]
+            if has_bias:
+                b = at(bias, j)[0]
+            if has_gain and has_bias:
+                v0 = vfma(v0, g, b)
+                v1 = vfma(v1, g, b)
+            elif has_gain:
+                v0 = v0 * g
+                v1 = v1 * g
+            elif has_bias:
+                v0 = v0 + b
+                v1 = v1 + b
+            at_out(y, j)[0] = v0
+            at_out(y, n + j)[0] = v1
+        i += 2 * width
+
+
+cdef inline void normalize_rows(
+    const vreal *x,         # IN  (n_rows, n)
+    const vreal *gain,      # IN
+    const vreal *bias,      # IN
+    vreal *y,               # OUT (n_rows, n), may be x
+    Py_ssize_t n_rows,
+    Py_ssize_t n,
+    const double *mean,     # IN  (n_rows,)
+    const double *scale,    # IN  (n_rows,)
+    const double *offset,   # IN  (n_rows,)
+    const bint *skip,       # IN  (n_rows,)
+    bint has_gain,
+    bint has_bias,
+) noexcept nogil:
+    cdef Py_ssize_t r = 0
+    cdef bint pairs = n % (4 * lanes(x)) == 0 and to_boundary(y) == 0
+    while r < n_rows:
+        if pairs and r + 1 < n_rows and not skip[r] and not skip[r + 1]:
+            normalize_pair(at(x, r * n), gain, bias, at_out(y, r * n), n, mean + r, scale + r,
+                           offset + r, has_gain, has_bias)
+            r += 2
+            continue
+        if not skip[r]:
+            normalize_row(at(x, r * n), gain, bias, at_out(y, r * n), n, mean[r], scale[r],
+                          offset[r], has_gain, has_bias)
+        r += 1
 
 
 cdef void normalize_row_scaled(
@@ -125,44 +211,61 @@ cdef void forward_group(
     double eps,
 ) noexcept nogil:
     cdef Moments moments[GROUP]
+    cdef Moments exact
     cdef ScaledMoments scaled
-    cdef double mean_r, rstd_r, offset
-    cdef const vreal *x_r
-    cdef vreal *y_r
+    cdef double center[GROUP]
+    cdef double scale[GROUP]
+    cdef double offset[GROUP]
+    cdef bint good[GROUP]
+    cdef bint done[GROUP]
     cdef Py_ssize_t r
+    cdef bint quick = vreal is vf32 and n >= QUICK
+    if quick:
+        quick_moments(x, moments, good, n_rows, n)
     for r in range(n_rows):
-        row_moments(at(x, r * n), n, &moments[r])
+        if not (quick and good[r]):
+            row_moments(at(x, r * n), n, &moments[r])
     for r in range(n_rows):
-        x_r = at(x, r * n)
-        y_r = at_out(y, r * n)
-        mean_r = moments[r].mean_hi + moments[r].mean_lo
-        rstd_r = 1 / sqrt(moments[r].var + eps)
-        if needs_scaling(x, moments[r].var, eps) or not vector_range(x, rstd_r):
-            scaled_moments(x_r, 1, 0, n, eps, &scaled)
-            mean_r = unscaled_mean(&scaled)
-            rstd_r = unscaled_rstd(&scaled)
-            normalize_row_scaled(x_r, gain, bias, y_r, n, &scaled)
-        else:
-            offset = -moments[r].mean_lo * rstd_r
-            normalize_row_any(x_r, gain, bias, y_r, n, moments[r].mean_hi, rstd_r, offset)
+        center[r] = moments[r].mean_hi
+        scale[r] = 1 / sqrt(moments[r].var + eps)
+        offset[r] = -moments[r].mean_lo * scale[r]
+        done[r] = False
+    for r in range(n_rows):
         if mean != NULL:
-            mean[r] = mean_r
-        if rstd != NULL:
-            rstd[r] = rstd_r
+            row_moments(at(x, r * n), n, &exact)
+            mean[r] = exact.mean_hi + exact.mean_lo
+            rstd[r] = 1 / sqrt(exact.var + eps)
+        if needs_scaling(x, moments[r].var, eps) or not vector_range(x, scale[r]):
+            scaled_moments(at(x, r * n), 1, 0, n, eps, &scaled)
+            normalize_row_scaled(at(x, r * n), gain, bias, at_out(y, r * n), n, &scaled)
+            if mean != NULL:
+                mean[r] = unscaled_mean(&scaled)
+                rstd[r] = unscaled_rstd(&scaled)
+            done[r] = True
+    if gain != NULL and bias != NULL:
+        normalize_rows(x, gain, bias, y, n_rows, n, center, scale, offset, done, True, True)
+    elif gain != NULL:
+        normalize_rows(x, gain, bias, y, n_rows, n, center, scale, offset, done, True, False)
+    elif bias != NULL:
+        normalize_rows(x, gain, bias, y, n_rows, n, center, scale, offset, done, False, True)
+    else:
+        normalize_rows(x, gain, bias, y, n_rows, n, center, scale, offset, done, False, False)
 
 
 cdef void forward_rows(const vreal *x, const vreal *gain, const vreal *bias, vreal *y,
                        double *mean, double *rstd, Py_ssize_t n_rows, Py_ssize_t n,
                        double eps, int n_threads) noexcept nogil:
-    cdef Py_ssize_t n_groups = (n_rows + GROUP - 1) // GROUP
-    cdef Py_ssize_t g
+    # So few rows that they stay in L1 from their moments to their output.
+    cdef Py_ssize_t group = max(1, min(GROUP, GROUP_FLOATS // n))
+    cdef Py_ssize_t n_groups = (n_rows + group - 1) // group
+    cdef Py_ssize_t g, first
     for g in prange(n_groups, schedule="static", num_threads=n_threads,
                     use_threads_if=n_threads > 1):
+        first = g * group
         forward_group(
-            at(x, g * GROUP * n), gain, bias, at_out(y, g * GROUP * n),
-            NULL if mean == NULL else mean + g * GROUP,
-            NULL if rstd == NULL else rstd + g * GROUP,
-            min(GROUP, n_rows - g * GROUP), n, eps)
+            at(x, first * n), gain, bias, at_out(y, first * n),
+            NULL if mean == NULL else mean + first, NULL if rstd == NULL else rstd + first,
+            min(group, n_rows - first), n, eps)
 
 
 def layer_norm_forward(x, gain, bias, double eps, y, mean, rstd, int n_threads):

@@ -26,12 +26,14 @@ from libc.math cimport fabs, frexp, isfinite, ldexp, sqrt
 
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, VF64_LANES, vf32, vf64, vf64_set, vreal,
-    at, block_vecs, lanes, vfirst, vfma, vfold, vget, vload_first, vround, vset, vsum_wide, vwiden,
+    at, block_vecs, lanes, vfirst, vfma, vfold, vget, vload_first, vload_wide, vround, vset, vsum_wide, vwiden,
     wide_vecs,
 )
 
 cdef enum:
     FOLD = 8             # blocks between two folds to double
+    QUICK = 192          # shorter float32 rows gain nothing from quick moments
+    GROUP = 8            # rows in flight
 
 
 cdef struct Moments:
@@ -92,13 +94,107 @@ cdef inline double coarse_mean(const vreal *x, Py_ssize_t n) noexcept nogil:
     return vround(first + vsum_wide(x, wide) / n, x)
 
 
+cdef inline double first_mean(const vreal *x) noexcept nogil:
+    """Mean of the first 16 elements, rounded to the row's type; exact where they are equal."""
+    cdef vf64 parts[MAX_WIDE_VECS]
+    cdef int k
+    cdef int n_parts = vload_wide(x, parts)
+    for k in range(1, 16 // lanes(x)):
+        vload_wide(at(x, k * lanes(x)), &parts[k * n_parts])
+    return vround(vsum_wide(x, parts) * (1.0 / 16), x)
+
+
+cdef inline void sums_quick(
+    const vreal *x,         # IN  (n,)
+    vf64 *out1,             # OUT (MAX_WIDE_VECS,)
+    vf64 *out2,             # OUT (MAX_WIDE_VECS,)
+    Py_ssize_t n,
+    double shift,
+) noexcept nogil:
+    """Sums of d and of d**2, d = x - shift, in the row's type, folded to lanes of double."""
+    cdef vreal acc1[MAX_BLOCK_VECS]
+    cdef vreal acc2[MAX_BLOCK_VECS]
+    cdef vf64 wide1[MAX_WIDE_VECS]
+    cdef vf64 wide2[MAX_WIDE_VECS]
+    cdef vreal minus_shift = vset(-shift, x)
+    cdef vreal one = vset(1, x)
+    cdef vreal d
+    cdef int k
+    cdef int n_vecs = block_vecs(x)
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t stop, left
+    cdef const vreal *p
+    for k in range(MAX_WIDE_VECS):
+        wide1[k] = vf64_set(0)
+        wide2[k] = vf64_set(0)
+    while i < n:
+        for k in range(n_vecs):
+            acc1[k] = vset(0, x)
+            acc2[k] = vset(0, x)
+        stop = min(i + FOLD * n_vecs * width, n)
+        while i + n_vecs * width <= stop:
+            p = at(x, i)
+            for k in range(n_vecs):
+                # A subtraction, on the ports of the multiplier, as the adder's are in use.
+                d = vfma(p[k], one, minus_shift)
+                acc1[k] = acc1[k] + d
+                acc2[k] = vfma(d, d, acc2[k])
+            i += n_vecs * width
+        if i < stop:
+            p = at(x, i)
+            for k in range(n_vecs):
+                left = stop - i - k * width
+                d = vfirst(vload_first(p + k, left) + minus_shift, left)
+                acc1[k] = acc1[k] + d
+                acc2[k] = vfma(d, d, acc2[k])
+            i = stop
+        vfold(acc1, wide1)
+        vfold(acc2, wide2)
+    for k in range(MAX_WIDE_VECS):
+        out1[k] = wide1[k]
+        out2[k] = wide2[k]
+
+
+cdef inline void quick_moments(
+    const vreal *x,         # IN  (n_rows, n)
+    Moments *out,           # OUT (n_rows,)
+    bint *good,             # OUT (n_rows,)
+    Py_ssize_t n_rows,      # at most GROUP
+    Py_ssize_t n,
+) noexcept nogil:
+    """Moments good enough for y, of float32 rows; good tells where they are.
+
+    They are not where mean(d)**2 would eat up var, on overflow and underflow (and so for constant
+    rows), and with NaN. Step by step over the rows, whose latencies so overlap.
+    """
+    cdef double shift[GROUP]
+    cdef vf64 wide1[GROUP * MAX_WIDE_VECS]
+    cdef vf64 wide2[GROUP * MAX_WIDE_VECS]
+    cdef double inverse = 1.0 / n
+    cdef double c, var
+    cdef Py_ssize_t r
+    for r in range(n_rows):
+        shift[r] = first_mean(at(x, r * n))
+    for r in range(n_rows):
+        sums_quick(at(x, r * n), wide1 + r * MAX_WIDE_VECS, wide2 + r * MAX_WIDE_VECS, n, shift[r])
+    for r in range(n_rows):
+        c = vsum_wide(x, wide1 + r * MAX_WIDE_VECS) * inverse
+        var = vsum_wide(x, wide2 + r * MAX_WIDE_VECS) * inverse - c * c
+        out[r].mean_hi = vround(shift[r] + c, x)
+        out[r].mean_lo = (shift[r] - out[r].mean_hi) + c
+        out[r].var = var
+        good[r] = 1e-30 < var < 1e30 and c * c <= var
+
+
 cdef inline void sums_from_first(const vreal *x, Py_ssize_t n,
                                  double *sum_d, double *sum_d2) noexcept nogil:
     """Sums of d and of d**2, d = x - x[0], in double."""
     cdef vf64 acc1[MAX_WIDE_VECS]
     cdef vf64 acc2[MAX_WIDE_VECS]
     cdef vf64 parts[MAX_PARTS]
-    cdef vf64 first = vf64_set(vget(x, 0))
+    cdef vf64 minus_first = vf64_set(-vget(x, 0))
+    cdef vf64 one = vf64_set(1)
     cdef vf64 d
     cdef int k, p, n_parts, slot
     cdef int n_vecs = block_vecs(x)
@@ -110,9 +206,10 @@ cdef inline void sums_from_first(const vreal *x, Py_ssize_t n,
         acc2[k] = vf64_set(0)
     while i + n_vecs * width <= n:
         for k in range(n_vecs):
-            n_parts = vwiden(at(x, i + k * width)[0], parts)
+            n_parts = vload_wide(at(x, i + k * width), parts)
             for p in range(n_parts):
-                d = parts[p] - first
+                # A subtraction, on the ports of the multiplier: those of the adder are full.
+                d = vfma(parts[p], one, minus_first)
                 slot = (k * n_parts + p) % wide_vecs(x)
                 acc1[slot] = acc1[slot] + d
                 acc2[slot] = vfma(d, d, acc2[slot])
@@ -122,7 +219,7 @@ cdef inline void sums_from_first(const vreal *x, Py_ssize_t n,
             left = n - i - k * width
             n_parts = vwiden(vload_first(at(x, i + k * width), left), parts)
             for p in range(n_parts):
-                d = vfirst(parts[p] - first, left - p * VF64_LANES)
+                d = vfirst(parts[p] + minus_first, left - p * VF64_LANES)
                 slot = (k * n_parts + p) % wide_vecs(x)
                 acc1[slot] = acc1[slot] + d
                 acc2[slot] = vfma(d, d, acc2[slot])

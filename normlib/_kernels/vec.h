@@ -292,6 +292,31 @@ VEC_FN void vf32_widen(vf32 v, vf64 *parts)
 }
 VEC_FN void vf64_widen(vf64 v, vf64 *parts) { parts[0] = v; }
 
+/* The same of a vector in memory: at v3 and v4 conversions read it without a shuffle. */
+VEC_FN void vf32_load_wide(const vf32 *p, vf64 *parts)
+{
+#if VEC_BYTES == 64
+    parts[0] = (vf64)_mm512_cvtps_pd(_mm256_loadu_ps((const float *)p));
+    parts[1] = (vf64)_mm512_cvtps_pd(_mm256_loadu_ps((const float *)p + 8));
+#elif VEC_BYTES == 32
+    parts[0] = (vf64)_mm256_cvtps_pd(_mm_loadu_ps((const float *)p));
+    parts[1] = (vf64)_mm256_cvtps_pd(_mm_loadu_ps((const float *)p + 4));
+#else
+    vf32_widen(*p, parts);
+#endif
+}
+VEC_FN void vf64_load_wide(const vf64 *p, vf64 *parts) { parts[0] = *p; }
+
+/* Elements up to the next boundary of a vector. */
+VEC_FN ptrdiff_t vf32_to_boundary(const vf32 *p)
+{
+    return (ptrdiff_t)((0 - (uintptr_t)p) / 4 % VF32_LANES);
+}
+VEC_FN ptrdiff_t vf64_to_boundary(const vf64 *p)
+{
+    return (ptrdiff_t)((0 - (uintptr_t)p) / 8 % VF64_LANES);
+}
+
 /* ---- sums in the fixed order ------------------------------------------------------------------------ */
 
 /* Add one block of accumulators into 16 (vf32) or 8 (vf64) double lanes: lanes j, j + 1/4, j + 1/2 and

@@ -49,6 +49,10 @@ cdef extern from "vec.h" nogil:
     double vf64_sum_wide(vf64 *) noexcept
     void vf32_widen(vf32, vf64 *) noexcept
     void vf64_widen(vf64, vf64 *) noexcept
+    void vf32_load_wide(const vf32 *, vf64 *) noexcept
+    void vf64_load_wide(const vf64 *, vf64 *) noexcept
+    Py_ssize_t vf32_to_boundary(const vf32 *) noexcept
+    Py_ssize_t vf64_to_boundary(const vf64 *) noexcept
     double vf32_get(const vf32 *, Py_ssize_t) noexcept
     double vf64_get(const vf64 *, Py_ssize_t) noexcept
     void vf32_put(vf32 *, Py_ssize_t, double) noexcept
@@ -194,6 +198,24 @@ cdef inline int vwiden(vreal v, vf64 *parts) noexcept nogil:
     else:
         vf64_widen(v, parts)
         return VF64_PARTS
+
+
+cdef inline int vload_wide(const vreal *row, vf64 *parts) noexcept nogil:
+    """The first vector of a row as vectors of double; returns how many."""
+    if vreal is vf32:
+        vf32_load_wide(row, parts)
+        return VF32_PARTS
+    else:
+        vf64_load_wide(row, parts)
+        return VF64_PARTS
+
+
+cdef inline Py_ssize_t to_boundary(const vreal *row) noexcept nogil:
+    """Elements before the next address that is a multiple of a vector's size."""
+    if vreal is vf32:
+        return vf32_to_boundary(row)
+    else:
+        return vf64_to_boundary(row)
 
 
 cdef inline void vadd_to(double *dst, vreal v) noexcept nogil:

@@ -98,7 +98,7 @@ def run(settings: Settings) -> bool:
         "results": as_dict(runs, settings.target),
     }
     path = settings.output / FIGURES
-    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     report.summary(summarize(runs, settings.target), settings.target, complete)
     files = [path]
     if runs:

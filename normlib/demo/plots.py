@@ -9,7 +9,6 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from normlib.demo.data import CLASSES
 from normlib.demo.results import Run, by_norm
-from normlib.demo.train import HiddenState
 
 __all__ = ["hidden_states", "learning_curves"]
 
@@ -23,57 +22,62 @@ def learning_curves(runs: list[Run], title: str, path: Path) -> None:
     """Draw loss and test accuracy by epoch: the mean of the runs, in a band that holds them all."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for place, (norm, own) in enumerate(by_norm(runs).items()):
-        colour = COLOURS[place % len(COLOURS)]
+    groups = by_norm(runs)
+    for place, (norm, own) in enumerate(groups.items()):
         for axes, name in ((left, "loss"), (right, "test_accuracy")):
             values = np.array([run.curve(name) for run in own])
             epochs = np.arange(1, values.shape[1] + 1)
-            axes.plot(epochs, values.mean(axis=0), color=colour, label=norm, marker=".")
             low, high = values.min(axis=0), values.max(axis=0)
-            axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.fill_between(epochs, low, high, color=_colour(place), alpha=0.15, linewidth=0)
+            axes.plot(epochs, values.mean(axis=0), color=_colour(place), label=norm, marker=".")
     left.set_ylabel("training loss (cross-entropy)")
     left.set_ylim(bottom=0)
+    left.legend(frameon=False)
     right.set_ylabel("test accuracy")
     right.set_ylim(0, 1)
     right.yaxis.set_major_formatter(PercentFormatter(1))
     right.axhline(1 / CLASSES, color=GREY, linestyle=":", linewidth=1)
-    right.annotate("chance", (1, 1 / CLASSES), (0, 3), textcoords="offset points", color=GREY)
-    left.legend(frameon=False)
+    right.text(
+        0.99, 1 / CLASSES - 0.05, "chance", color=GREY, ha="right", transform=right.transAxes
+    )
     for axes in (left, right):
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         _bare(axes)
-    figure.suptitle(title)
+    n_runs = max(len(own) for own in groups.values())
+    figure.suptitle(title if n_runs == 1 else f"{title}: mean and range of {n_runs} runs")
     figure.savefig(path, dpi=DPI)
 
 
 def hidden_states(runs: list[Run], title: str, path: Path) -> None:
     """Draw mean ± spread of the hidden state by time step, of each normalizer's first run."""
     firsts = {norm: own[0] for norm, own in by_norm(runs).items()}
-    figure = Figure(figsize=(max(5.0, 3 * len(firsts)), 4), layout="constrained")
-    panels = figure.subplots(1, len(firsts), sharex=True, sharey=True, squeeze=False)[0]
-    for place, (axes, (norm, run)) in enumerate(zip(panels, firsts.items(), strict=True)):
-        _band(axes, run.before, GREY, "before training")
-        if run.after is not None:
-            _band(axes, run.after, COLOURS[place % len(COLOURS)], "after training")
-        axes.set_title(norm)
-        axes.set_xlabel("time step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(frameon=False, loc="upper left")
-        axes.margins(x=0)
-        _bare(axes)
-    panels[0].set_ylabel("hidden state, mean ± std")
-    low, high = panels[0].get_ylim()
-    panels[0].set_ylim(low, high + 0.25 * (high - low))  # room for the legend
-    figure.suptitle(title)
+    figure = Figure(figsize=(max(6.0, 3 * len(firsts)), 5), layout="constrained")
+    grid = figure.subplots(2, len(firsts), sharex=True, sharey=True, squeeze=False)
+    for place, (column, (norm, run)) in enumerate(zip(grid.T, firsts.items(), strict=True)):
+        column[0].set_title(norm, color=_colour(place))
+        column[1].set_xlabel("time step")
+        for axes, state in zip(column, (run.before, run.after), strict=True):
+            if state is None:  # cut short
+                axes.text(
+                    0.5, 0.5, "not reached", color=GREY, ha="center", transform=axes.transAxes
+                )
+                continue
+            steps = np.arange(1, len(state.mean) + 1)
+            low, high = state.mean - state.spread, state.mean + state.spread
+            axes.fill_between(steps, low, high, color=_colour(place), alpha=0.25, linewidth=0)
+            axes.plot(steps, state.mean, color=_colour(place))
+            axes.margins(x=0)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 4, 8]))
+            _bare(axes)
+    grid[0, 0].set_ylabel("before training")
+    grid[1, 0].set_ylabel("after training")
+    figure.suptitle(f"{title}\nhidden state, mean ± standard deviation over images and units")
     figure.savefig(path, dpi=DPI)
 
 
-def _band(axes: Axes, state: HiddenState, colour: str, label: str) -> None:
-    steps = np.arange(1, len(state.mean) + 1)
-    low, high = state.mean - state.spread, state.mean + state.spread
-    axes.fill_between(steps, low, high, color=colour, alpha=0.25, linewidth=0)
-    axes.plot(steps, state.mean, color=colour, label=label)
+def _colour(place: int) -> str:
+    return COLOURS[place % len(COLOURS)]
 
 
 def _bare(axes: Axes) -> None:

@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from normlib.demo.results import Run, Summary
@@ -35,17 +35,18 @@ class Report:
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(compact=True),
             console=self.console,
             disable=not self.console.is_terminal,
+            speed_estimate_period=300,  # seconds: normalizers take turns, and not the same time
         )
         total = seeds * epochs
-        self.tasks = {
+        self.rows = {
             norm: self.progress.add_task(norm, total=total, figures="waiting") for norm in norms
         }
-        runs = "1 run" if seeds == 1 else f"{seeds} runs"
+        self.all = self.progress.add_task("epochs", total=total * len(norms), figures="")
         self.console.print(
-            f"{title}: {runs} of {epochs} epochs with each normalizer. Ctrl-C sums up early.",
+            f"{title}: {_count(seeds, 'run')} of {_count(epochs, 'epoch')} with each normalizer. "
+            "Ctrl-C stops and sums up.",
             soft_wrap=True,
         )
 
@@ -64,9 +65,14 @@ class Report:
     def epoch(self, run: Run) -> None:
         """Show the last epoch of a run."""
         last = run.epochs[-1]
-        figures = f"loss {last.loss:.3f}  test accuracy {last.test_accuracy:6.1%}"
+        figures = f"loss {last.loss:<#7.3g} test accuracy {last.test_accuracy:6.1%}"
         if self.console.is_terminal:
-            self.progress.update(self.tasks[run.norm], advance=1, figures=figures)
+            self.progress.update(
+                self.rows[run.norm], advance=1, figures=f"seed {run.seed}  {figures}"
+            )
+            self.progress.update(self.all, advance=1)
+            left = self.progress.tasks[self.all].time_remaining
+            self.progress.update(self.all, figures="" if left is None else f"{left:.0f} s left")
         else:
             number = f"{len(run.epochs):{len(str(self.epochs))}}/{self.epochs}"
             print(
@@ -80,9 +86,13 @@ class Report:
         if not complete:
             self.console.print("Interrupted. Up to here:")
         if not summaries:
-            self.console.print("no epoch was finished")
+            self.console.print("no epoch was completed.")
             return
-        table = Table()
+        table = Table(
+            caption="Accuracy after the last epoch: mean ± standard deviation over runs. "
+            "Epochs and seconds: medians. All on one thread.",
+            caption_justify="left",
+        )
         table.add_column("normalizer", no_wrap=True)
         for heading in ("runs", "test accuracy", f"epochs to {target:.0%}", "seconds per epoch"):
             table.add_column(heading, justify="right")
@@ -101,3 +111,7 @@ class Report:
     def saved(self, files: list[Path]) -> None:
         """Print what was written, and where."""
         print("Saved", *files, sep="\n  ", flush=True)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

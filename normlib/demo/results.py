@@ -103,7 +103,7 @@ def as_dict(runs: list[Run], target: float) -> dict[str, Any]:
 def _run_as_dict(run: Run, target: float) -> dict[str, Any]:
     return {
         "seed": run.seed,
-        "curves": {name: run.curve(name) for name in Epoch.__dataclass_fields__},
+        "curves": {name: _finite(run.curve(name)) for name in Epoch.__dataclass_fields__},
         "final_test_accuracy": run.epochs[-1].test_accuracy,
         "epochs_to_target": run.epochs_to(target),
         "seconds_per_epoch": float(np.median(run.curve("seconds"))),
@@ -114,5 +114,10 @@ def _run_as_dict(run: Run, target: float) -> dict[str, Any]:
     }
 
 
-def _state_as_dict(state: HiddenState) -> dict[str, list[float]]:
-    return {"mean": state.mean.tolist(), "spread": state.spread.tolist()}
+def _state_as_dict(state: HiddenState) -> dict[str, list[float | None]]:
+    return {"mean": _finite(state.mean.tolist()), "spread": _finite(state.spread.tolist())}
+
+
+def _finite(values: list[float]) -> list[float | None]:
+    """Put None, JSON's null, where training has diverged: JSON knows no NaN."""
+    return [value if math.isfinite(value) else None for value in values]
