@@ -41,7 +41,7 @@ def test_only_the_demo_imports_its_packages():
         "import sys, normlib.cli; normlib.cli.main(['info']);"
         "sys.exit(bool({'sklearn', 'matplotlib', 'rich'} & set(sys.modules)))"
     )
-    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, check=True)
 
 
 def test_a_reader_that_leaves_early_is_no_traceback():
@@ -55,14 +55,14 @@ def test_a_reader_that_leaves_early_is_no_traceback():
 
 
 def test_version(capsys):
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main(["--version"])
     assert capsys.readouterr().out == f"normlib {normlib.__version__}\n"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["info", "--help"], ["demo", "--help"]])
 def test_help(capsys, arguments):
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main(arguments)
     assert capsys.readouterr().out.startswith("usage: normlib")
 
@@ -76,6 +76,6 @@ def test_help(capsys, arguments):
     ],
 )
 def test_wrong_arguments(capsys, arguments, message):
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         main(arguments)
     assert message in capsys.readouterr().err

@@ -235,12 +235,18 @@ cdef void moments_all(const vreal *x, double *scratch, double *mean, double *res
                       double *rstd, Shape shape, Py_ssize_t padded, double eps,
                       int n_threads) noexcept nogil:
     cdef Py_ssize_t i
-    for i in prange(n_items(&shape), schedule="static", num_threads=n_threads,
-                    use_threads_if=n_threads > 1):
-        moments_item(x, scratch, &shape, padded, i)
-    for i in prange(shape.channels, schedule="static", num_threads=n_threads,
-                    use_threads_if=n_threads > 1):
-        merge_channel(x, scratch, mean, rest, var, rstd, &shape, padded, eps, i)
+    if n_threads == 1:
+        for i in range(n_items(&shape)):
+            moments_item(x, scratch, &shape, padded, i)
+    else:
+        for i in prange(n_items(&shape), schedule="static", num_threads=n_threads):
+            moments_item(x, scratch, &shape, padded, i)
+    if n_threads == 1:
+        for i in range(shape.channels):
+            merge_channel(x, scratch, mean, rest, var, rstd, &shape, padded, eps, i)
+    else:
+        for i in prange(shape.channels, schedule="static", num_threads=n_threads):
+            merge_channel(x, scratch, mean, rest, var, rstd, &shape, padded, eps, i)
 
 
 def batch_moments(x, scratch, mean, rest, var, rstd, double eps, int n_threads):
@@ -416,9 +422,12 @@ cdef void normalize_all(const vreal *x, const vreal *gain, const vreal *bias, vr
     for c in range(shape.channels):
         scale_channel(gain, bias, factors, doubles, &statistics, shape.channels, c, &n_doubles)
     doubles[n_doubles] = shape.channels
-    for o in prange(shape.outer, schedule="static", num_threads=n_threads,
-                    use_threads_if=n_threads > 1):
-        normalize_item(x, gain, bias, factors, doubles, y, &shape, &statistics, o)
+    if n_threads == 1:
+        for o in range(shape.outer):
+            normalize_item(x, gain, bias, factors, doubles, y, &shape, &statistics, o)
+    else:
+        for o in prange(shape.outer, schedule="static", num_threads=n_threads):
+            normalize_item(x, gain, bias, factors, doubles, y, &shape, &statistics, o)
 
 
 def batch_norm_forward(x, mean, rest, rstd, gain, bias, factors, doubles, y, int n_threads):
@@ -763,9 +772,12 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
             doubles[n_doubles] = c
             n_doubles += 1
     doubles[n_doubles] = channels
-    for i in prange(n_items(&shape), schedule="static", num_threads=n_threads,
-                    use_threads_if=n_threads > 1):
-        sums_item(dy, x, gain, factors, scratch, &shape, &statistics, padded, i)
+    if n_threads == 1:
+        for i in range(n_items(&shape)):
+            sums_item(dy, x, gain, factors, scratch, &shape, &statistics, padded, i)
+    else:
+        for i in prange(n_items(&shape), schedule="static", num_threads=n_threads):
+            sums_item(dy, x, gain, factors, scratch, &shape, &statistics, padded, i)
     for c in range(channels):
         sum1 = 0
         sum2 = 0
@@ -783,10 +795,14 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
         vput(factors, MINUS_S2 * channels + c, -sum2)
         vput(factors, S1_HI * channels + c, sum1)
         vput(factors, S1_LO * channels + c, sum1 - vround(sum1, x))
-    for i in prange(shape.outer, schedule="static", num_threads=n_threads,
-                    use_threads_if=n_threads > 1):
-        input_gradient_item(dy, x, gain, factors, doubles, scratch, dx, &shape, &statistics,
-                            padded, i, counted == NULL or counted[i] != 0)
+    if n_threads == 1:
+        for i in range(shape.outer):
+            input_gradient_item(dy, x, gain, factors, doubles, scratch, dx, &shape, &statistics,
+                                padded, i, counted == NULL or counted[i] != 0)
+    else:
+        for i in prange(shape.outer, schedule="static", num_threads=n_threads):
+            input_gradient_item(dy, x, gain, factors, doubles, scratch, dx, &shape, &statistics,
+                                padded, i, counted == NULL or counted[i] != 0)
 
 
 def batch_norm_backward(dy, x, mean, rstd, gain, counted, double n, factors, doubles, scratch,

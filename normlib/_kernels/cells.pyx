@@ -61,9 +61,12 @@ cdef run(RowFunction single, RowFunction double, tuple arrays, like, int n_threa
         table.data[k] = address(array)
         table.row_bytes[k] = cnp.PyArray_STRIDE(array, 0) if cnp.PyArray_NDIM(array) == 2 else 0
     with nogil:
-        for row in prange(n_rows, schedule="static", num_threads=n_threads,
-                          use_threads_if=n_threads > 1):
-            run_row(function, &table, row, size)
+        if n_threads == 1:
+            for row in range(n_rows):
+                run_row(function, &table, row, size)
+        else:
+            for row in prange(n_rows, schedule="static", num_threads=n_threads):
+                run_row(function, &table, row, size)
 
 
 cdef inline vreal load(const vreal *row, Py_ssize_t n) noexcept nogil:
@@ -486,9 +489,12 @@ cdef void add_strip(const vreal *a, double *sums, Py_ssize_t n_rows, Py_ssize_t 
 cdef void add_strips(const vreal *a, double *sums, Py_ssize_t n_rows, Py_ssize_t n,
                      int n_threads) noexcept nogil:
     cdef Py_ssize_t strip
-    for strip in prange((n + STRIP - 1) // STRIP, schedule="static", num_threads=n_threads,
-                        use_threads_if=n_threads > 1):
-        add_strip(a, sums, n_rows, n, strip * STRIP)
+    if n_threads == 1:
+        for strip in range((n + STRIP - 1) // STRIP):
+            add_strip(a, sums, n_rows, n, strip * STRIP)
+    else:
+        for strip in prange((n + STRIP - 1) // STRIP, schedule="static", num_threads=n_threads):
+            add_strip(a, sums, n_rows, n, strip * STRIP)
 
 
 def add_column_sums(a, sums, int n_threads):

@@ -1,7 +1,8 @@
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 def layer_norm_forward(
     x: NDArray[Any],
@@ -13,6 +14,14 @@ def layer_norm_forward(
     rstd: NDArray[np.float64] | None,
     n_threads: int,
 ) -> None: ...
+def layer_norm_plain(
+    x: ArrayLike,
+    gain: ArrayLike | None,
+    bias: ArrayLike | None,
+    eps: float,
+    out: NDArray[Any] | None,
+    threads_for: Callable[[int], int],
+) -> NDArray[Any] | None: ...
 def layer_norm_backward_scratch(n_rows: int, n: int) -> tuple[int, int, int]: ...
 def layer_norm_backward(
     dy: NDArray[Any],

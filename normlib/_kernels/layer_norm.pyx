@@ -17,23 +17,30 @@ Backward, with g = dy * gain and xhat recomputed as above:
 
 dgain and dbias are summed over blocks of ROWS rows, in the row's type for GROUP rows and in double
 beyond, then over the blocks in their order: the thread count never shows in the bits.
-"""
-from cython.parallel cimport prange
-from libc.math cimport sqrt
 
-from normlib._kernels.arrays cimport address, dim, is_single
+Loops over threads have a serial twin, as in all kernels: a parallel region costs 0.7 us even for
+one thread.
+"""
+cimport numpy as cnp
+from cython.parallel cimport prange
+from libc.math cimport isfinite, sqrt
+
+from normlib._kernels.arrays cimport address, aligned_like, dim, is_plain, is_single, overlap
 from normlib._kernels.rows cimport (
     GROUP, QUICK, Moments, ScaledMoments, needs_scaling, quick_moments, row_moments,
     scaled_moments, scaled_xhat, unscaled_mean, unscaled_rstd, vector_range,
 )
 from normlib._kernels.vec cimport (
-    MAX_BLOCK_VECS, MAX_WIDE_VECS, vf32, vf64, vf64_set, vreal,
+    MAX_BLOCK_VECS, MAX_WIDE_VECS, vec_fence, vf32, vf64, vf64_set, vreal,
     at, at_out, block_vecs, lanes, to_boundary, vadd_to, vfirst, vfma, vfold, vget, vload_first,
-    vput, vround, vset, vstore_first, vsum_wide,
+    vput, vround, vset, vstore, vstore_first, vsum_wide,
 )
 
+cnp.import_array()
+
 cdef enum:
-    GROUP_FLOATS = 4096  # elements in a group of rows
+    GROUP_FLOATS = 3072  # elements in a group of rows
+    STREAM_FLOATS = 1 << 23     # elements of an output that leaves the cache
     ROWS = 64            # rows in a block of the backward pass
 
 
@@ -79,6 +86,7 @@ cdef inline void normalize_row(
     double offset,
     bint has_gain,
     bint has_bias,
+    bint stream,            # y's rows start cache lines; past the cache with them
 ) noexcept nogil:
     cdef vreal m = vset(mean, x)
     cdef vreal s = vset(scale, x)
@@ -97,7 +105,8 @@ cdef inline void normalize_row(
         for k in range(4):
             j = i + k * width
             v = vfma(at(x, j)[0] - m, s, t)
-            at_out(y, j)[0] = affine(v, at(gain, j), at(bias, j), width, has_gain, has_bias)
+            vstore(at_out(y, j), affine(v, at(gain, j), at(bias, j), width, has_gain, has_bias),
+                   stream)
         i += 4 * width
     while i < n:
         normalize_part(at(x, i), at(gain, i), at(bias, i), at_out(y, i), min(width, n - i), m, s, t,
@@ -116,6 +125,7 @@ cdef inline void normalize_pair(
     const double *offset,   # IN  (2,)
     bint has_gain,
     bint has_bias,
+    bint stream,            # y's rows start cache lines; past the cache with them
 ) noexcept nogil:
     """Two rows, for which gain and bias are loaded once; n is a multiple of four vectors."""
     cdef vreal m0 = vset(mean[0], x)
@@ -147,8 +157,8 @@ cdef inline void normalize_pair(
             elif has_bias:
                 v0 = v0 + b
                 v1 = v1 + b
-            at_out(y, j)[0] = v0
-            at_out(y, n + j)[0] = v1
+            vstore(at_out(y, j), v0, stream)
+            vstore(at_out(y, n + j), v1, stream)
         i += 2 * width
 
 
@@ -165,19 +175,36 @@ cdef inline void normalize_rows(
     const bint *skip,       # IN  (n_rows,)
     bint has_gain,
     bint has_bias,
+    bint stream,            # y's rows start cache lines; past the cache with them
 ) noexcept nogil:
     cdef Py_ssize_t r = 0
     cdef bint pairs = n % (4 * lanes(x)) == 0 and to_boundary(y) == 0
     while r < n_rows:
         if pairs and r + 1 < n_rows and not skip[r] and not skip[r + 1]:
             normalize_pair(at(x, r * n), gain, bias, at_out(y, r * n), n, mean + r, scale + r,
-                           offset + r, has_gain, has_bias)
+                           offset + r, has_gain, has_bias, stream)
             r += 2
             continue
         if not skip[r]:
             normalize_row(at(x, r * n), gain, bias, at_out(y, r * n), n, mean[r], scale[r],
-                          offset[r], has_gain, has_bias)
+                          offset[r], has_gain, has_bias, stream)
         r += 1
+
+
+cdef inline void normalize_rows_any(
+    const vreal *x, const vreal *gain, const vreal *bias, vreal *y, Py_ssize_t n_rows,
+    Py_ssize_t n, const double *mean, const double *scale, const double *offset,
+    const bint *skip, bint stream,
+) noexcept nogil:
+    """normalize_rows, compiled for each combination of gain and bias."""
+    if gain != NULL and bias != NULL:
+        normalize_rows(x, gain, bias, y, n_rows, n, mean, scale, offset, skip, True, True, stream)
+    elif gain != NULL:
+        normalize_rows(x, gain, bias, y, n_rows, n, mean, scale, offset, skip, True, False, stream)
+    elif bias != NULL:
+        normalize_rows(x, gain, bias, y, n_rows, n, mean, scale, offset, skip, False, True, stream)
+    else:
+        normalize_rows(x, gain, bias, y, n_rows, n, mean, scale, offset, skip, False, False, stream)
 
 
 cdef void normalize_row_scaled(
@@ -209,6 +236,7 @@ cdef void forward_group(
     Py_ssize_t n_rows,      # at most GROUP
     Py_ssize_t n,
     double eps,
+    bint stream,
 ) noexcept nogil:
     cdef Moments moments[GROUP]
     cdef Moments exact
@@ -242,30 +270,42 @@ cdef void forward_group(
                 mean[r] = unscaled_mean(&scaled)
                 rstd[r] = unscaled_rstd(&scaled)
             done[r] = True
-    if gain != NULL and bias != NULL:
-        normalize_rows(x, gain, bias, y, n_rows, n, center, scale, offset, done, True, True)
-    elif gain != NULL:
-        normalize_rows(x, gain, bias, y, n_rows, n, center, scale, offset, done, True, False)
-    elif bias != NULL:
-        normalize_rows(x, gain, bias, y, n_rows, n, center, scale, offset, done, False, True)
+    if stream:
+        normalize_rows_any(x, gain, bias, y, n_rows, n, center, scale, offset, done, True)
     else:
-        normalize_rows(x, gain, bias, y, n_rows, n, center, scale, offset, done, False, False)
+        normalize_rows_any(x, gain, bias, y, n_rows, n, center, scale, offset, done, False)
+
+
+cdef void forward_part(const vreal *x, const vreal *gain, const vreal *bias, vreal *y,
+                       double *mean, double *rstd, Py_ssize_t n_rows, Py_ssize_t n,
+                       double eps, int part, int n_parts) noexcept nogil:
+    """The groups of one of n_parts equal parts."""
+    # So few rows that they stay in L1 from their moments to their output.
+    cdef Py_ssize_t group = max(1, min(GROUP, GROUP_FLOATS // n))
+    cdef Py_ssize_t n_groups = (n_rows + group - 1) // group
+    cdef Py_ssize_t first = n_groups * part // n_parts * group
+    cdef Py_ssize_t stop = min(n_groups * (part + 1) // n_parts * group, n_rows)
+    cdef bint stream = (n_rows * n >= STREAM_FLOATS and n % (4 * lanes(x)) == 0
+                        and to_boundary(y) == 0)
+    while first < stop:
+        forward_group(
+            at(x, first * n), gain, bias, at_out(y, first * n),
+            NULL if mean == NULL else mean + first, NULL if rstd == NULL else rstd + first,
+            min(group, stop - first), n, eps, stream)
+        first += group
+    if stream:
+        vec_fence()
 
 
 cdef void forward_rows(const vreal *x, const vreal *gain, const vreal *bias, vreal *y,
                        double *mean, double *rstd, Py_ssize_t n_rows, Py_ssize_t n,
                        double eps, int n_threads) noexcept nogil:
-    # So few rows that they stay in L1 from their moments to their output.
-    cdef Py_ssize_t group = max(1, min(GROUP, GROUP_FLOATS // n))
-    cdef Py_ssize_t n_groups = (n_rows + group - 1) // group
-    cdef Py_ssize_t g, first
-    for g in prange(n_groups, schedule="static", num_threads=n_threads,
-                    use_threads_if=n_threads > 1):
-        first = g * group
-        forward_group(
-            at(x, first * n), gain, bias, at_out(y, first * n),
-            NULL if mean == NULL else mean + first, NULL if rstd == NULL else rstd + first,
-            min(group, n_rows - first), n, eps)
+    cdef int part
+    if n_threads == 1:
+        forward_part(x, gain, bias, y, mean, rstd, n_rows, n, eps, 0, 1)
+        return
+    for part in prange(n_threads, schedule="static", num_threads=n_threads):
+        forward_part(x, gain, bias, y, mean, rstd, n_rows, n, eps, part, n_threads)
 
 
 def layer_norm_forward(x, gain, bias, double eps, y, mean, rstd, int n_threads):
@@ -286,6 +326,66 @@ def layer_norm_forward(x, gain, bias, double eps, y, mean, rstd, int n_threads):
         else:
             forward_rows[vf64](<vf64 *>x_data, <vf64 *>gain_data, <vf64 *>bias_data,
                                <vf64 *>y_data, mean_data, rstd_data, n_rows, n, eps, n_threads)
+
+
+cdef inline bint is_parameter(object array, object x, Py_ssize_t n) noexcept:
+    """None, or a plain (n,) of x's type."""
+    if array is None:
+        return True
+    return (is_plain(array) and cnp.PyArray_TYPE(array) == cnp.PyArray_TYPE(x)
+            and cnp.PyArray_NDIM(array) == 1 and dim(array, 0) == n)
+
+
+cdef inline bint is_output(object out, object x, object gain, object bias) noexcept:
+    """A plain, writeable array of x's type and shape, apart from all inputs or x itself."""
+    cdef int axis
+    if not (is_plain(out) and cnp.PyArray_ISWRITEABLE(out)
+            and cnp.PyArray_TYPE(out) == cnp.PyArray_TYPE(x)
+            and cnp.PyArray_NDIM(out) == cnp.PyArray_NDIM(x)):
+        return False
+    for axis in range(cnp.PyArray_NDIM(x)):
+        if dim(out, axis) != dim(x, axis):
+            return False
+    return (out is x or not overlap(out, x)) and not (overlap(out, gain) or overlap(out, bias))
+
+
+def layer_norm_plain(x, gain, bias, eps, out, threads_for):
+    """layer_norm over the last axis if every argument is as a kernel wants it; None if not.
+
+    Saves small arrays the checks and conversions in Python, which cost more than their kernel.
+    threads_for(elements) tells how many threads to use.
+    """
+    cdef Py_ssize_t n, size
+    cdef double eps_value
+    if not is_plain(x) or cnp.PyArray_NDIM(x) == 0:
+        return None
+    n = dim(x, cnp.PyArray_NDIM(x) - 1)
+    size = cnp.PyArray_SIZE(x)
+    if size == 0 or type(eps) is not float:
+        return None
+    eps_value = eps
+    if not (eps_value >= 0 and isfinite(eps_value)):
+        return None
+    if not (is_parameter(gain, x, n) and is_parameter(bias, x, n)):
+        return None
+    if out is None:
+        out = aligned_like(x)
+    elif not is_output(out, x, gain, bias):
+        return None
+    cdef int n_threads = threads_for(size)
+    cdef void *x_data = address(x)
+    cdef void *gain_data = address(gain)
+    cdef void *bias_data = address(bias)
+    cdef void *y_data = address(out)
+    cdef bint single = is_single(x)
+    with nogil:
+        if single:
+            forward_rows[vf32](<vf32 *>x_data, <vf32 *>gain_data, <vf32 *>bias_data,
+                               <vf32 *>y_data, NULL, NULL, size // n, n, eps_value, n_threads)
+        else:
+            forward_rows[vf64](<vf64 *>x_data, <vf64 *>gain_data, <vf64 *>bias_data,
+                               <vf64 *>y_data, NULL, NULL, size // n, n, eps_value, n_threads)
+    return out
 
 
 # ---- backward ------------------------------------------------------------------------------------
@@ -475,11 +575,16 @@ cdef void backward_rows(const vreal *dy, const vreal *x, const vreal *gain, cons
     cdef Py_ssize_t n_blocks = (n_rows + ROWS - 1) // ROWS
     cdef Py_ssize_t b, i
     cdef double total
-    for b in prange(n_blocks, schedule="static", num_threads=n_threads,
-                    use_threads_if=n_threads > 1):
-        backward_block(at(dy, b * ROWS * n), at(x, b * ROWS * n), gain, mean + b * ROWS,
-                       rstd + b * ROWS, at_out(dx, b * ROWS * n), partial + 2 * b * padded,
-                       partial + (2 * b + 1) * padded, min(ROWS, n_rows - b * ROWS), n, padded)
+    if n_threads == 1:
+        for b in range(n_blocks):
+            backward_block(at(dy, b * ROWS * n), at(x, b * ROWS * n), gain, mean + b * ROWS,
+                           rstd + b * ROWS, at_out(dx, b * ROWS * n), partial + 2 * b * padded,
+                           partial + (2 * b + 1) * padded, min(ROWS, n_rows - b * ROWS), n, padded)
+    else:
+        for b in prange(n_blocks, schedule="static", num_threads=n_threads):
+            backward_block(at(dy, b * ROWS * n), at(x, b * ROWS * n), gain, mean + b * ROWS,
+                           rstd + b * ROWS, at_out(dx, b * ROWS * n), partial + 2 * b * padded,
+                           partial + (2 * b + 1) * padded, min(ROWS, n_rows - b * ROWS), n, padded)
     for i in range(n):
         total = 0
         for b in range(n_blocks):

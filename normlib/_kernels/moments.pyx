@@ -30,9 +30,12 @@ cdef void moments_row(
 cdef void moments_rows(const vreal *x, double *mean, double *var, Py_ssize_t n_rows,
                        Py_ssize_t n, int n_threads) noexcept nogil:
     cdef Py_ssize_t r
-    for r in prange(n_rows, schedule="static", num_threads=n_threads,
-                    use_threads_if=n_threads > 1):
-        moments_row(at(x, r * n), mean + r, var + r, n)
+    if n_threads == 1:
+        for r in range(n_rows):
+            moments_row(at(x, r * n), mean + r, var + r, n)
+    else:
+        for r in prange(n_rows, schedule="static", num_threads=n_threads):
+            moments_row(at(x, r * n), mean + r, var + r, n)
 
 
 def moments(x, mean, var, int n_threads):

@@ -33,6 +33,9 @@ cdef extern from *:
         PANEL
         TILE
 
+cdef enum:
+    PART_ROWS = 48       # rows of a work item: few panels still occupy all threads
+
 
 cdef inline Py_ssize_t panel_columns(const vreal *tag) noexcept nogil:
     return PANEL * lanes(tag)
@@ -114,21 +117,29 @@ cdef void pack_all(const vreal *b, vreal *packed, Py_ssize_t K, Py_ssize_t N,
                    min(width, N - panel * width), stride_k, stride_n)
 
 
+cdef void multiply_part(const vreal *a, const vreal *packed, vreal *out, Py_ssize_t n_rows,
+                        Py_ssize_t K, Py_ssize_t N, Py_ssize_t part,
+                        Py_ssize_t n_parts) noexcept nogil:
+    """Part of the rows by one panel; the parts of a panel follow each other."""
+    cdef Py_ssize_t width = panel_columns(a)
+    cdef Py_ssize_t panel = part // n_parts
+    cdef Py_ssize_t first = part % n_parts * PART_ROWS
+    multiply_panel(at(a, first * K), at(packed, panel * width * K),
+                   at_out(out, first * N + panel * width), min(PART_ROWS, n_rows - first), K, N,
+                   min(width, N - panel * width))
+
+
 cdef void multiply_all(const vreal *a, const vreal *packed, vreal *out, Py_ssize_t n_rows,
                        Py_ssize_t K, Py_ssize_t N, int n_threads) noexcept nogil:
-    cdef Py_ssize_t width = panel_columns(a)
-    cdef Py_ssize_t n_panels = (N + width - 1) // width
-    # Rows are divided too, so that few panels still occupy all threads.
-    cdef Py_ssize_t rows = 8 * TILE
-    cdef Py_ssize_t n_parts = (n_rows + rows - 1) // rows
-    cdef Py_ssize_t i, panel, first
-    for i in prange(n_parts * n_panels, schedule="static", num_threads=n_threads,
-                    use_threads_if=n_threads > 1):
-        panel = i // n_parts
-        first = i % n_parts * rows
-        multiply_panel(at(a, first * K), at(packed, panel * width * K),
-                       at_out(out, first * N + panel * width), min(rows, n_rows - first), K, N,
-                       min(width, N - panel * width))
+    cdef Py_ssize_t n_panels = (N + panel_columns(a) - 1) // panel_columns(a)
+    cdef Py_ssize_t n_parts = (n_rows + PART_ROWS - 1) // PART_ROWS
+    cdef Py_ssize_t part
+    if n_threads == 1:
+        for part in range(n_parts * n_panels):
+            multiply_part(a, packed, out, n_rows, K, N, part, n_parts)
+    else:
+        for part in prange(n_parts * n_panels, schedule="static", num_threads=n_threads):
+            multiply_part(a, packed, out, n_rows, K, N, part, n_parts)
 
 
 cdef class Packed:

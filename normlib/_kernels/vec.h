@@ -175,6 +175,28 @@ VEC_DEFINE_FIRST(vf32, VF32_LANES, 4)
 VEC_DEFINE_FIRST(vf64, VF64_LANES, 8)
 #endif
 
+/* ---- stores past the cache, to a multiple of the vector's size; vec_fence() when all are done ------- */
+
+#if VEC_BYTES == 64
+VEC_FN void vf32_stream(vf32 *p, vf32 v) { _mm512_stream_ps((float *)p, (__m512)v); }
+VEC_FN void vf64_stream(vf64 *p, vf64 v) { _mm512_stream_pd((double *)p, (__m512d)v); }
+#elif VEC_BYTES == 32
+VEC_FN void vf32_stream(vf32 *p, vf32 v) { _mm256_stream_ps((float *)p, (__m256)v); }
+VEC_FN void vf64_stream(vf64 *p, vf64 v) { _mm256_stream_pd((double *)p, (__m256d)v); }
+#elif VEC_BYTES && defined(__x86_64__)
+VEC_FN void vf32_stream(vf32 *p, vf32 v) { _mm_stream_ps((float *)p, (__m128)v); }
+VEC_FN void vf64_stream(vf64 *p, vf64 v) { _mm_stream_pd((double *)p, (__m128d)v); }
+#else
+VEC_FN void vf32_stream(vf32 *p, vf32 v) { *p = v; }
+VEC_FN void vf64_stream(vf64 *p, vf64 v) { *p = v; }
+#endif
+VEC_FN void vec_fence(void)
+{
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+
 /* ---- fused multiply-add: one rounding where the CPU level has it, two where not --------------------- */
 
 #if VEC_BYTES == 64

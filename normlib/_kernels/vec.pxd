@@ -31,6 +31,9 @@ cdef extern from "vec.h" nogil:
     vf64 vf64_load_first(const vf64 *, Py_ssize_t) noexcept
     void vf32_store_first(vf32 *, vf32, Py_ssize_t) noexcept
     void vf64_store_first(vf64 *, vf64, Py_ssize_t) noexcept
+    void vf32_stream(vf32 *, vf32) noexcept
+    void vf64_stream(vf64 *, vf64) noexcept
+    void vec_fence() noexcept
     vf32 vf32_first(vf32, Py_ssize_t) noexcept
     vf64 vf64_first(vf64, Py_ssize_t) noexcept
     vf32 vf32_fma(vf32, vf32, vf32) noexcept
@@ -126,6 +129,17 @@ cdef inline void vstore_first(vreal *row, vreal v, Py_ssize_t n) noexcept nogil:
         vf32_store_first(row, v, n)
     else:
         vf64_store_first(row, v, n)
+
+
+cdef inline void vstore(vreal *row, vreal v, bint stream) noexcept nogil:
+    """Store a whole vector; past the cache if stream, which needs its own alignment."""
+    if stream:
+        if vreal is vf32:
+            vf32_stream(row, v)
+        else:
+            vf64_stream(row, v)
+    else:
+        row[0] = v
 
 
 cdef inline vreal vfirst(vreal v, Py_ssize_t n) noexcept nogil:

@@ -29,8 +29,10 @@ from normlib.threads import threads_for
 
 __all__ = ["Cache", "Direction"]
 
-# Multiply-adds of a packed product that take the time of one element of another kernel, roughly.
-PRODUCTS_PER_ELEMENT = 16
+# Multiply-adds of a packed product that count as one element of another kernel. One element costs
+# about 16, but a product is done at every step, and where cores are shared each parallel region
+# may wait a scheduler's tick for a thread: only products of a tenth of a millisecond take it.
+PRODUCTS_PER_ELEMENT = 256
 
 Array: TypeAlias = npt.NDArray[Any]
 State: TypeAlias = tuple[Array, ...]
