@@ -28,7 +28,7 @@ from normlib._kernels.rows cimport (
 )
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, vf32, vf64, vf64_set, vreal,
-    at, at_out, block_vecs, lanes, vadd_to, vfirst, vfma, vfold, vget, vload_first, vput, vround,
+    at, at_out, block_vecs, lanes, vadd_to, vfirst, vfma, vfold, vget, vload, vload_first, vput, vround,
     vset, vstore_first, vsum_wide, vwiden,
 )
 
@@ -58,11 +58,16 @@ cdef inline Py_ssize_t n_blocks(const Shape *shape) noexcept nogil:
     return (shape.outer + PLANES - 1) // PLANES
 
 
-cdef inline Py_ssize_t n_items(const Shape *shape) noexcept nogil:
-    """Work items: a block times a strip of columns, or times a channel."""
+cdef inline Py_ssize_t n_columns(const Shape *shape) noexcept nogil:
+    """Work items in a block: strips of columns, or channels."""
     if shape.inner == 1:
-        return n_blocks(shape) * ((shape.channels + STRIP - 1) // STRIP)
-    return n_blocks(shape) * shape.channels
+        return (shape.channels + STRIP - 1) // STRIP
+    return shape.channels
+
+
+cdef inline Py_ssize_t n_items(const Shape *shape) noexcept nogil:
+    """Work items; those of a block follow each other, as in memory."""
+    return n_blocks(shape) * n_columns(shape)
 
 
 def scratch_shape(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner):
@@ -82,6 +87,7 @@ cdef inline void column_moments_single(
     Py_ssize_t n_rows,
     Py_ssize_t stride,
     Py_ssize_t n_columns,   # at most COLUMN_VECS vectors
+    bint full,              # a constant: exactly so many
 ) noexcept nogil:
     """float32: one pass in double about the first row."""
     cdef vf64 first[COLUMN_VECS * MAX_PARTS]
@@ -93,7 +99,7 @@ cdef inline void column_moments_single(
     cdef Py_ssize_t width = lanes(x)
     cdef Py_ssize_t r, i
     for k in range(COLUMN_VECS):
-        n_parts = vwiden(vload_first(at(x, k * width), n_columns - k * width), parts)
+        n_parts = vwiden(vload(at(x, k * width), n_columns - k * width, full), parts)
         for p in range(n_parts):
             first[k * n_parts + p] = parts[p]
             acc1[k * n_parts + p] = vf64_set(0)
@@ -101,7 +107,7 @@ cdef inline void column_moments_single(
     for r in range(1, n_rows):
         for k in range(COLUMN_VECS):
             n_parts = vwiden(
-                vload_first(at(x, r * stride + k * width), n_columns - k * width), parts)
+                vload(at(x, r * stride + k * width), n_columns - k * width, full), parts)
             for p in range(n_parts):
                 i = k * n_parts + p
                 d = parts[p] - first[i]
@@ -121,6 +127,7 @@ cdef inline void column_moments_double(
     Py_ssize_t n_rows,
     Py_ssize_t stride,
     Py_ssize_t n_columns,   # at most COLUMN_VECS vectors
+    bint full,              # a constant: exactly so many
 ) noexcept nogil:
     """float64: the corrected two-pass formula."""
     cdef vreal center[COLUMN_VECS]
@@ -132,11 +139,11 @@ cdef inline void column_moments_double(
     cdef Py_ssize_t width = lanes(x)
     cdef Py_ssize_t r, i
     for k in range(COLUMN_VECS):
-        center[k] = vload_first(at(x, k * width), n_columns - k * width)
+        center[k] = vload(at(x, k * width), n_columns - k * width, full)
         acc1[k] = vset(0, x)
     for r in range(1, n_rows):
         for k in range(COLUMN_VECS):
-            d = vload_first(at(x, r * stride + k * width), n_columns - k * width) - center[k]
+            d = vload(at(x, r * stride + k * width), n_columns - k * width, full) - center[k]
             acc1[k] = acc1[k] + d
     for k in range(COLUMN_VECS):
         center[k] = vfma(acc1[k], inverse, center[k])
@@ -144,13 +151,22 @@ cdef inline void column_moments_double(
         acc2[k] = vset(0, x)
     for r in range(n_rows):
         for k in range(COLUMN_VECS):
-            d = vload_first(at(x, r * stride + k * width), n_columns - k * width) - center[k]
+            d = vload(at(x, r * stride + k * width), n_columns - k * width, full) - center[k]
             acc1[k] = acc1[k] + d
             acc2[k] = vfma(d, d, acc2[k])
     for i in range(COLUMN_VECS * width):
         m[i] = vget(center, i)
         c[i] = vget(acc1, i) / n_rows
         m2[i] = vget(acc2, i) - vget(acc1, i) * c[i]
+
+
+cdef inline void column_moments(const vreal *x, double *m, double *c, double *m2,
+                                Py_ssize_t n_rows, Py_ssize_t stride, Py_ssize_t n_columns,
+                                bint full) noexcept nogil:
+    if vreal is vf32:
+        column_moments_single(x, m, c, m2, n_rows, stride, n_columns, full)
+    else:
+        column_moments_double(x, m, c, m2, n_rows, stride, n_columns, full)
 
 
 cdef void moments_item(
@@ -160,27 +176,26 @@ cdef void moments_item(
     Py_ssize_t padded,
     Py_ssize_t item,
 ) noexcept nogil:
-    cdef Py_ssize_t block = item % n_blocks(shape)
-    cdef Py_ssize_t channel = item // n_blocks(shape)
+    cdef Py_ssize_t block = item // n_columns(shape)
+    cdef Py_ssize_t channel = item % n_columns(shape)
     cdef Py_ssize_t group = COLUMN_VECS * lanes(x)
-    cdef Py_ssize_t n_rows, first, o, i
+    cdef Py_ssize_t n_rows, first, stop, o, i
+    cdef const vreal *columns
     cdef double *out = scratch + 3 * block * padded
     cdef Merged all
     cdef Moments moments
     if shape.inner == 1:
         n_rows = min(ROWS, shape.outer - block * ROWS)
         first = channel * STRIP
-        while first < min((channel + 1) * STRIP, shape.channels):
-            if vreal is vf32:
-                column_moments_single(
-                    at(x, block * ROWS * shape.channels + first), out + first,
-                    out + padded + first, out + 2 * padded + first, n_rows, shape.channels,
-                    min(group, shape.channels - first))
+        stop = min((channel + 1) * STRIP, shape.channels)
+        while first < stop:
+            columns = at(x, block * ROWS * shape.channels + first)
+            if first + group <= stop:
+                column_moments(columns, out + first, out + padded + first, out + 2 * padded + first,
+                               n_rows, shape.channels, group, True)
             else:
-                column_moments_double(
-                    at(x, block * ROWS * shape.channels + first), out + first,
-                    out + padded + first, out + 2 * padded + first, n_rows, shape.channels,
-                    min(group, shape.channels - first))
+                column_moments(columns, out + first, out + padded + first, out + 2 * padded + first,
+                               n_rows, shape.channels, stop - first, False)
             first += group
         return
     merge_none(&all)
@@ -507,9 +522,13 @@ cdef inline void sum_columns(
     Py_ssize_t n_rows,
     Py_ssize_t stride,
     Py_ssize_t n_columns,   # at most one block of the type
+    bint full,              # a constant: exactly one
 ) noexcept nogil:
     cdef vreal acc1[MAX_BLOCK_VECS]
     cdef vreal acc2[MAX_BLOCK_VECS]
+    cdef vreal mean[MAX_BLOCK_VECS]
+    cdef vreal rstd[MAX_BLOCK_VECS]
+    cdef vreal offset[MAX_BLOCK_VECS]
     cdef vreal g, xhat
     cdef int k
     cdef int n_vecs = block_vecs(x)
@@ -519,6 +538,12 @@ cdef inline void sum_columns(
     for i in range(n_vecs * width):
         sum1[i] = 0
         sum2[i] = 0
+    for k in range(n_vecs):
+        i = k * width
+        left = n_columns - i
+        mean[k] = vload(at(factors, MEAN * stride + i), left, full)
+        rstd[k] = vload(at(factors, RSTD * stride + i), left, full)
+        offset[k] = vload(at(factors, OFFSET * stride + i), left, full)
     while r < n_rows:
         stop = min(r + FOLD, n_rows)
         for k in range(n_vecs):
@@ -528,11 +553,8 @@ cdef inline void sum_columns(
             for k in range(n_vecs):
                 i = k * width
                 left = n_columns - i
-                g = vload_first(at(dy, r * stride + i), left)
-                xhat = vfma(vload_first(at(x, r * stride + i), left)
-                            - vload_first(at(factors, MEAN * stride + i), left),
-                            vload_first(at(factors, RSTD * stride + i), left),
-                            vload_first(at(factors, OFFSET * stride + i), left))
+                g = vload(at(dy, r * stride + i), left, full)
+                xhat = vfma(vload(at(x, r * stride + i), left, full) - mean[k], rstd[k], offset[k])
                 acc1[k] = acc1[k] + g
                 acc2[k] = vfma(g, xhat, acc2[k])
             r += 1
@@ -572,7 +594,14 @@ cdef inline void sum_plane(
             acc1[k] = vset(0, x)
             acc2[k] = vset(0, x)
         stop = min(i + FOLD * n_vecs * width, n)
-        while i < stop:
+        while i + n_vecs * width <= stop:
+            for k in range(n_vecs):
+                j = i + k * width
+                g = at(dy, j)[0]
+                acc1[k] = acc1[k] + g
+                acc2[k] = vfma(g, vfma(at(x, j)[0] - m, s, t), acc2[k])
+            i += n_vecs * width
+        if i < stop:
             for k in range(n_vecs):
                 j = i + k * width
                 left = stop - j
@@ -580,7 +609,7 @@ cdef inline void sum_plane(
                 xhat = vfirst(vfma(vload_first(at(x, j), left) - m, s, t), left)
                 acc1[k] = acc1[k] + g
                 acc2[k] = vfma(g, xhat, acc2[k])
-            i += n_vecs * width
+            i = stop
         vfold(acc1, wide1)
         vfold(acc2, wide2)
     sum1[0] += vsum_wide(x, wide1)
@@ -598,8 +627,8 @@ cdef void sums_item(
     Py_ssize_t padded,
     Py_ssize_t item,
 ) noexcept nogil:
-    cdef Py_ssize_t block = item % n_blocks(shape)
-    cdef Py_ssize_t channel = item // n_blocks(shape)
+    cdef Py_ssize_t block = item // n_columns(shape)
+    cdef Py_ssize_t channel = item % n_columns(shape)
     cdef Py_ssize_t channels = shape.channels
     cdef Py_ssize_t block_columns = block_vecs(x) * lanes(x)
     cdef double *sum1 = scratch + 3 * block * padded
@@ -611,8 +640,12 @@ cdef void sums_item(
         row = block * ROWS * channels
         first = channel * STRIP
         while first < min((channel + 1) * STRIP, channels):
-            sum_columns(at(dy, row + first), at(x, row + first), at(factors, first), sum1 + first,
-                        sum2 + first, n_rows, channels, min(block_columns, channels - first))
+            if first + block_columns <= channels:
+                sum_columns(at(dy, row + first), at(x, row + first), at(factors, first),
+                            sum1 + first, sum2 + first, n_rows, channels, block_columns, True)
+            else:
+                sum_columns(at(dy, row + first), at(x, row + first), at(factors, first),
+                            sum1 + first, sum2 + first, n_rows, channels, channels - first, False)
             for c in range(first, min(first + block_columns, channels)):
                 if beyond(x, gain, statistics, c):
                     sum_double(at(dy, row + c), at(x, row + c), sum1 + c, sum2 + c, n_rows,
@@ -655,6 +688,32 @@ cdef inline void input_gradient_double(
         vput(dx, i, g * statistics.rstd[c] * gain)
 
 
+cdef inline void input_gradient_columns_part(
+    const vreal *dy,        # IN  (n,)
+    const vreal *x,         # IN  (n,)
+    const vreal *factors,   # IN  (7, channels), at the first column
+    vreal *dx,              # OUT (n,)
+    Py_ssize_t channels,
+    Py_ssize_t n,           # at most one vector
+    bint counted,
+    bint full,              # a constant: exactly one
+) noexcept nogil:
+    cdef vreal g = vload(dy, n, full)
+    cdef vreal xhat
+    if counted:
+        xhat = vfma(vload(x, n, full) - vload(at(factors, MEAN * channels), n, full),
+                    vload(at(factors, RSTD * channels), n, full),
+                    vload(at(factors, OFFSET * channels), n, full))
+        g = (g - vload(at(factors, S1_HI * channels), n, full)) \
+            - vload(at(factors, S1_LO * channels), n, full)
+        g = vfma(xhat, vload(at(factors, MINUS_S2 * channels), n, full), g)
+    g = g * vload(at(factors, SCALE * channels), n, full)
+    if full:
+        dx[0] = g
+    else:
+        vstore_first(dx, g, n)
+
+
 cdef inline void input_gradient_columns(
     const vreal *dy,        # IN  a row
     const vreal *x,         # IN  a row
@@ -665,23 +724,15 @@ cdef inline void input_gradient_columns(
     Py_ssize_t stop,
     bint counted,
 ) noexcept nogil:
-    cdef vreal g, xhat
     cdef Py_ssize_t width = lanes(x)
     cdef Py_ssize_t c = first
-    cdef Py_ssize_t n
-    while c < stop:
-        n = min(width, stop - c)
-        g = vload_first(at(dy, c), n)
-        if counted:
-            xhat = vfma(vload_first(at(x, c), n)
-                        - vload_first(at(factors, MEAN * channels + c), n),
-                        vload_first(at(factors, RSTD * channels + c), n),
-                        vload_first(at(factors, OFFSET * channels + c), n))
-            g = (g - vload_first(at(factors, S1_HI * channels + c), n)) \
-                - vload_first(at(factors, S1_LO * channels + c), n)
-            g = vfma(xhat, vload_first(at(factors, MINUS_S2 * channels + c), n), g)
-        vstore_first(at_out(dx, c), g * vload_first(at(factors, SCALE * channels + c), n), n)
+    while c + width <= stop:
+        input_gradient_columns_part(at(dy, c), at(x, c), at(factors, c), at_out(dx, c), channels,
+                                    width, counted, True)
         c += width
+    if c < stop:
+        input_gradient_columns_part(at(dy, c), at(x, c), at(factors, c), at_out(dx, c), channels,
+                                    stop - c, counted, False)
 
 
 cdef inline void input_gradient_plane(
@@ -703,13 +754,15 @@ cdef inline void input_gradient_plane(
     cdef vreal g, xhat
     cdef Py_ssize_t width = lanes(x)
     cdef Py_ssize_t i = 0
-    cdef Py_ssize_t n
-    while i < inner:
-        n = min(width, inner - i)
-        g = (vload_first(at(dy, i), n) - a_hi) - a_lo
-        xhat = vfma(vload_first(at(x, i), n) - m, s, t)
-        vstore_first(at_out(dx, i), vfma(xhat, b, g) * scale, n)
+    while i + width <= inner:
+        g = (at(dy, i)[0] - a_hi) - a_lo
+        xhat = vfma(at(x, i)[0] - m, s, t)
+        at_out(dx, i)[0] = vfma(xhat, b, g) * scale
         i += width
+    if i < inner:
+        g = (vload_first(at(dy, i), inner - i) - a_hi) - a_lo
+        xhat = vfma(vload_first(at(x, i), inner - i) - m, s, t)
+        vstore_first(at_out(dx, i), vfma(xhat, b, g) * scale, inner - i)
 
 
 cdef void input_gradient_item(

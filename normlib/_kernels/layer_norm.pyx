@@ -32,7 +32,7 @@ from normlib._kernels.rows cimport (
 )
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_WIDE_VECS, vec_fence, vf32, vf64, vf64_set, vreal,
-    at, at_out, block_vecs, lanes, to_boundary, vadd_to, vfirst, vfma, vfold, vget, vload_first,
+    at, at_out, block_vecs, lanes, to_boundary, vadd_to, vfirst, vfma, vfold, vget, vload, vload_first,
     vput, vround, vset, vstore, vstore_first, vsum_wide,
 )
 
@@ -50,12 +50,13 @@ cdef enum:
 cdef inline vreal affine(vreal v, const vreal *gain, const vreal *bias, Py_ssize_t n,
                          bint has_gain, bint has_bias) noexcept nogil:
     """v * gain + bias, from the first n elements of each."""
+    cdef bint full = n == lanes(gain)
     if has_gain and has_bias:
-        return vfma(v, vload_first(gain, n), vload_first(bias, n))
+        return vfma(v, vload(gain, n, full), vload(bias, n, full))
     if has_gain:
-        return v * vload_first(gain, n)
+        return v * vload(gain, n, full)
     if has_bias:
-        return v + vload_first(bias, n)
+        return v + vload(bias, n, full)
     return v
 
 
@@ -408,7 +409,9 @@ cdef inline void prepare_row(const vreal *x, double mean, double rstd, Row *row)
 
 
 cdef inline vreal times(vreal v, const vreal *gain, Py_ssize_t n, bint has_gain) noexcept nogil:
-    return v * vload_first(gain, n) if has_gain else v
+    if not has_gain:
+        return v
+    return v * vload(gain, n, n == lanes(gain))
 
 
 cdef inline void backward_row(
@@ -468,12 +471,16 @@ cdef inline void backward_row(
     a_lo = vset(mean_g - vround(mean_g, x), x)
     b = vset(-mean_gx, x)
     i = 0
-    while i < n:
-        left = min(width, n - i)
+    while i + width <= n:
+        g = times(at(dy, i)[0], at(gain, i), width, has_gain)
+        xhat = vfma(at(x, i)[0] - m, s, t)
+        at_out(dx, i)[0] = vfma(xhat, b, (g - a_hi) - a_lo) * s
+        i += width
+    if i < n:
+        left = n - i
         g = times(vload_first(at(dy, i), left), at(gain, i), left, has_gain)
         xhat = vfma(vload_first(at(x, i), left) - m, s, t)
         vstore_first(at_out(dx, i), vfma(xhat, b, (g - a_hi) - a_lo) * s, left)
-        i += width
 
 
 cdef void backward_row_double(
@@ -508,6 +515,46 @@ cdef void backward_row_double(
         vput(dx, i, (g - mean_g - xhat * mean_gx) * row.rstd)
 
 
+cdef inline void add_columns(
+    const vreal *dy,        # IN  (n_rows, stride), at the first column
+    const vreal *x,         # IN  (n_rows, stride)
+    const Row *rows,        # IN  (n_rows,)
+    double *dgain,          # IN/OUT (block,)
+    double *dbias,          # IN/OUT (block,)
+    Py_ssize_t n_rows,      # at most GROUP
+    Py_ssize_t stride,
+    Py_ssize_t n_columns,   # at most one block
+    bint full,              # a constant: exactly one block
+) noexcept nogil:
+    """Add the rows' dy * xhat and dy to the sums of the columns."""
+    cdef vreal acc1[MAX_BLOCK_VECS]
+    cdef vreal acc2[MAX_BLOCK_VECS]
+    cdef vreal g, xhat, m, s, t
+    cdef int k
+    cdef int n_vecs = block_vecs(x)
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t r, j, left
+    for k in range(n_vecs):
+        acc1[k] = vset(0, x)
+        acc2[k] = vset(0, x)
+    for r in range(n_rows):
+        if not rows[r].vector:
+            continue
+        m = vset(rows[r].mean_hi, x)
+        s = vset(rows[r].rstd, x)
+        t = vset(rows[r].offset, x)
+        for k in range(n_vecs):
+            left = n_columns - k * width
+            j = r * stride + k * width
+            g = vload(at(dy, j), left, full)
+            xhat = vfma(vload(at(x, j), left, full) - m, s, t)
+            acc1[k] = acc1[k] + g
+            acc2[k] = vfma(g, xhat, acc2[k])
+    for k in range(n_vecs):
+        vadd_to(dbias + k * width, acc1[k])
+        vadd_to(dgain + k * width, acc2[k])
+
+
 cdef void backward_block(
     const vreal *dy,        # IN  (n_rows, n)
     const vreal *x,         # IN  (n_rows, n)
@@ -522,17 +569,12 @@ cdef void backward_block(
     Py_ssize_t padded,
 ) noexcept nogil:
     cdef Row rows[GROUP]
-    cdef vreal acc1[MAX_BLOCK_VECS]
-    cdef vreal acc2[MAX_BLOCK_VECS]
-    cdef vreal g, xhat
-    cdef int k
-    cdef int n_vecs = block_vecs(x)
-    cdef Py_ssize_t width = lanes(x)
-    cdef Py_ssize_t first, count, r, i, j, left
+    cdef Py_ssize_t block = block_vecs(x) * lanes(x)
+    cdef Py_ssize_t first = 0
+    cdef Py_ssize_t count, r, i
     for i in range(padded):
         dgain[i] = 0
         dbias[i] = 0
-    first = 0
     while first < n_rows:
         count = min(GROUP, n_rows - first)
         for r in range(count):
@@ -546,25 +588,13 @@ cdef void backward_block(
             else:
                 backward_row(at(dy, i), at(x, i), gain, at_out(dx, i), n, &rows[r], False)
         i = 0
-        while i < n:
-            for k in range(n_vecs):
-                acc1[k] = vset(0, x)
-                acc2[k] = vset(0, x)
-            for r in range(count):
-                if not rows[r].vector:
-                    continue
-                for k in range(n_vecs):
-                    left = n - i - k * width
-                    j = (first + r) * n + i + k * width
-                    g = vload_first(at(dy, j), left)
-                    xhat = vfma(vload_first(at(x, j), left) - vset(rows[r].mean_hi, x),
-                                vset(rows[r].rstd, x), vset(rows[r].offset, x))
-                    acc1[k] = acc1[k] + g
-                    acc2[k] = vfma(g, xhat, acc2[k])
-            for k in range(n_vecs):
-                vadd_to(dbias + i + k * width, acc1[k])
-                vadd_to(dgain + i + k * width, acc2[k])
-            i += n_vecs * width
+        while i + block <= n:
+            add_columns(at(dy, first * n + i), at(x, first * n + i), rows, dgain + i, dbias + i,
+                        count, n, block, True)
+            i += block
+        if i < n:
+            add_columns(at(dy, first * n + i), at(x, first * n + i), rows, dgain + i, dbias + i,
+                        count, n, n - i, False)
         first += GROUP
 
 

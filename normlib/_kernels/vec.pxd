@@ -123,6 +123,13 @@ cdef inline vreal vload_first(const vreal *row, Py_ssize_t n) noexcept nogil:
         return vf64_load_first(row, n)
 
 
+cdef inline vreal vload(const vreal *row, Py_ssize_t n, bint full) noexcept nogil:
+    """The first n elements; all of them where full, a constant, says so. A mask takes a while."""
+    if full:
+        return row[0]
+    return vload_first(row, n)
+
+
 cdef inline void vstore_first(vreal *row, vreal v, Py_ssize_t n) noexcept nogil:
     """Store the first n lanes alone."""
     if vreal is vf32:
