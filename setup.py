@@ -92,6 +92,11 @@ class BuildKernels(build_ext):
         builder.build_temp = str(Path(self.build_temp) / extension.name)
         super(BuildKernels, builder).build_extension(extension)
 
+    def copy_extensions_to_source(self) -> None:
+        for extension in self.extensions:  # folders of CPU levels hold nothing but extensions
+            Path(*extension.name.split(".")[:-1]).mkdir(exist_ok=True)
+        super().copy_extensions_to_source()
+
     def find_openmp(self) -> list[str]:
         """Flags with which an OpenMP program compiles, links and runs; none without OpenMP."""
         flags = ["/openmp"] if self.compiler.compiler_type == "msvc" else ["-fopenmp"]

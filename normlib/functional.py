@@ -567,7 +567,7 @@ def batch_norm_backward(
     doubles = np.empty(view.n_channels + 1, np.intp)
     scratch = np.empty(_kernels.batch_norm.scratch_shape(*values.shape))
     _kernels.batch_norm.batch_norm_backward(
-        view.flatten(dy), values, mean, rstd, gain, counted, n, factors, doubles, scratch,
+        view.flatten(dy), values, mean, None, rstd, gain, counted, n, factors, doubles, scratch,
         dx, dgain, dbias, threads_for(x.size),
     )  # fmt: skip
     return view.restore(dx, x), dgain, dbias

@@ -30,6 +30,7 @@ def batch_norm_backward(
     dy: NDArray[Any],
     x: NDArray[Any],
     mean: NDArray[np.float64],
+    rest: NDArray[np.float64] | None,
     rstd: NDArray[np.float64],
     gain: NDArray[Any] | None,
     counted: NDArray[np.bool_] | None,

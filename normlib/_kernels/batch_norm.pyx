@@ -9,8 +9,7 @@ Two memory orders, and so two loops for each step. Where inner is 1 the channels
 and a vector holds neighbouring channels ("columns"); else a vector holds neighbours of one channel
 ("planes", each a contiguous run of inner elements).
 
-Sums over the batch run in blocks of a fixed size (ROWS rows, or PLANES planes), any thread taking
-any block; each block leaves its result in scratch, and blocks are merged in their order.
+Sums over the batch run in blocks, of a size that only the shape decides, any thread taking any block; each block leaves its result in scratch, and blocks are merged in their order.
 Statistics are those of rows.pxd: float32 in one pass in double, float64 by the corrected two-pass
 formula. Sums of gradients are folded into double after FOLD steps.
 
@@ -41,8 +40,9 @@ cdef extern from *:
         COLUMN_VECS
 
 cdef enum:
-    ROWS = 64            # rows in a block of the column loops
-    PLANES = 16          # planes in a block of the plane loops
+    ROWS = 64            # rows in a block of the column loops, at least
+    PLANES = 16          # planes in a block of the plane loops, at least
+    BLOCK_ELEMENTS = 4096
     STRIP = 64           # columns of a work item; a block of floats, two of doubles
 
 
@@ -52,10 +52,15 @@ cdef struct Shape:
     Py_ssize_t inner
 
 
-cdef inline Py_ssize_t n_blocks(const Shape *shape) noexcept nogil:
+cdef inline Py_ssize_t block_size(const Shape *shape) noexcept nogil:
+    """Rows of columns, or planes, in a block: more of short ones, lest scratch outgrow the input."""
     if shape.inner == 1:
-        return (shape.outer + ROWS - 1) // ROWS
-    return (shape.outer + PLANES - 1) // PLANES
+        return max(ROWS, BLOCK_ELEMENTS // shape.channels)
+    return max(PLANES, BLOCK_ELEMENTS // shape.inner)
+
+
+cdef inline Py_ssize_t n_blocks(const Shape *shape) noexcept nogil:
+    return (shape.outer + block_size(shape) - 1) // block_size(shape)
 
 
 cdef inline Py_ssize_t n_columns(const Shape *shape) noexcept nogil:
@@ -73,7 +78,7 @@ cdef inline Py_ssize_t n_items(const Shape *shape) noexcept nogil:
 def scratch_shape(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner):
     """Shape of the float64 scratch that statistics and gradients need: blocks, sums, channels."""
     cdef Shape shape = Shape(outer, channels, inner)
-    return n_blocks(&shape), 3, (channels + STRIP - 1) // STRIP * STRIP
+    return n_blocks(&shape), 3, n_columns(&shape) * (STRIP if inner == 1 else 1)
 
 
 # ---- statistics ----------------------------------------------------------------------------------
@@ -176,6 +181,7 @@ cdef void moments_item(
     Py_ssize_t padded,
     Py_ssize_t item,
 ) noexcept nogil:
+    cdef Py_ssize_t size = block_size(shape)
     cdef Py_ssize_t block = item // n_columns(shape)
     cdef Py_ssize_t channel = item % n_columns(shape)
     cdef Py_ssize_t group = COLUMN_VECS * lanes(x)
@@ -185,11 +191,11 @@ cdef void moments_item(
     cdef Merged all
     cdef Moments moments
     if shape.inner == 1:
-        n_rows = min(ROWS, shape.outer - block * ROWS)
+        n_rows = min(size, shape.outer - block * size)
         first = channel * STRIP
         stop = min((channel + 1) * STRIP, shape.channels)
         while first < stop:
-            columns = at(x, block * ROWS * shape.channels + first)
+            columns = at(x, block * size * shape.channels + first)
             if first + group <= stop:
                 column_moments(columns, out + first, out + padded + first, out + 2 * padded + first,
                                n_rows, shape.channels, group, True)
@@ -199,7 +205,7 @@ cdef void moments_item(
             first += group
         return
     merge_none(&all)
-    for o in range(block * PLANES, min((block + 1) * PLANES, shape.outer)):
+    for o in range(block * size, min((block + 1) * size, shape.outer)):
         i = (o * shape.channels + channel) * shape.inner
         merge_row(&all, at(x, i), shape.inner)
     merged_moments(&all, x, &moments)
@@ -224,7 +230,7 @@ cdef void merge_channel(
     cdef Moments moments
     cdef ScaledMoments scaled
     cdef const double *block
-    cdef Py_ssize_t size = ROWS if shape.inner == 1 else PLANES
+    cdef Py_ssize_t size = block_size(shape)
     cdef Py_ssize_t b
     merge_none(&all)
     for b in range(n_blocks(shape)):
@@ -492,7 +498,7 @@ cdef enum:
 
 
 cdef inline double xhat_double(double x, const Statistics *statistics, Py_ssize_t c) noexcept nogil:
-    return (x - statistics.mean[c]) * statistics.rstd[c]
+    return ((x - statistics.mean[c]) - rest_of(statistics, c)) * statistics.rstd[c]
 
 
 cdef inline void sum_double(
@@ -627,6 +633,7 @@ cdef void sums_item(
     Py_ssize_t padded,
     Py_ssize_t item,
 ) noexcept nogil:
+    cdef Py_ssize_t size = block_size(shape)
     cdef Py_ssize_t block = item // n_columns(shape)
     cdef Py_ssize_t channel = item % n_columns(shape)
     cdef Py_ssize_t channels = shape.channels
@@ -636,8 +643,8 @@ cdef void sums_item(
     cdef double part1, part2
     cdef Py_ssize_t n_rows, first, row, o, i, c
     if shape.inner == 1:
-        n_rows = min(ROWS, shape.outer - block * ROWS)
-        row = block * ROWS * channels
+        n_rows = min(size, shape.outer - block * size)
+        row = block * size * channels
         first = channel * STRIP
         while first < min((channel + 1) * STRIP, channels):
             if first + block_columns <= channels:
@@ -654,7 +661,7 @@ cdef void sums_item(
         return
     sum1[channel] = 0
     sum2[channel] = 0
-    for o in range(block * PLANES, min((block + 1) * PLANES, shape.outer)):
+    for o in range(block * size, min((block + 1) * size, shape.outer)):
         i = (o * channels + channel) * shape.inner
         if beyond(x, gain, statistics, channel):
             sum_double(at(dy, i), at(x, i), &part1, &part2, shape.inner, 1, statistics, channel)
@@ -819,7 +826,8 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
         mean_hi = vround(statistics.mean[c], x)
         vput(factors, MEAN * channels + c, mean_hi)
         vput(factors, RSTD * channels + c, statistics.rstd[c])
-        vput(factors, OFFSET * channels + c, (mean_hi - statistics.mean[c]) * statistics.rstd[c])
+        vput(factors, OFFSET * channels + c, -((statistics.mean[c] - mean_hi)
+                                               + rest_of(&statistics, c)) * statistics.rstd[c])
         vput(factors, SCALE * channels + c, gain_of(gain, c) * statistics.rstd[c])
         if beyond(x, gain, &statistics, c):
             doubles[n_doubles] = c
@@ -858,16 +866,17 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
                                 padded, i, counted == NULL or counted[i] != 0)
 
 
-def batch_norm_backward(dy, x, mean, rstd, gain, counted, double n, factors, doubles, scratch,
+def batch_norm_backward(dy, x, mean, rest, rstd, gain, counted, double n, factors, doubles, scratch,
                         dx, dgain, dbias, int n_threads):
     """Gradients of normalization by the batch's own statistics, x (outer, C, inner).
 
-    gain and dgain may be None. counted, (outer,) of bool or None, tells which rows made the
+    rest, gain and dgain may be None. counted, (outer,) of bool or None, tells which rows made the
     statistics, each of n values; it needs inner = 1. factors (7, C) of x's type, doubles (C + 1)
     of intp and scratch are scratch.
     """
     cdef Shape shape = Shape(dim(x, 0), dim(x, 1), dim(x, 2))
-    cdef Statistics statistics = Statistics(<double *>address(mean), NULL, <double *>address(rstd))
+    cdef Statistics statistics = Statistics(
+        <double *>address(mean), <double *>address(rest), <double *>address(rstd))
     cdef Py_ssize_t padded = dim(scratch, 2)
     cdef void *dy_data = address(dy)
     cdef void *x_data = address(x)

@@ -15,7 +15,7 @@ Backward, with g = dy * gain and xhat recomputed as above:
 
     dx = rstd * (g - mean(g) - xhat * mean(g * xhat))
 
-dgain and dbias are summed over blocks of ROWS rows, in the row's type for GROUP rows and in double
+dgain and dbias are summed over blocks of rows, in the row's type for GROUP rows and in double
 beyond, then over the blocks in their order: the thread count never shows in the bits.
 
 Loops over threads have a serial twin, as in all kernels: a parallel region costs 0.7 us even for
@@ -23,12 +23,12 @@ one thread.
 """
 cimport numpy as cnp
 from cython.parallel cimport prange
-from libc.math cimport isfinite, sqrt
+from libc.math cimport fabs, isfinite, sqrt
 
 from normlib._kernels.arrays cimport address, aligned_like, dim, is_plain, is_single, overlap
 from normlib._kernels.rows cimport (
     GROUP, QUICK, Moments, ScaledMoments, needs_scaling, quick_moments, row_moments,
-    scaled_moments, scaled_xhat, unscaled_mean, unscaled_rstd, vector_range,
+    scaled_moments, scaled_xhat, sums_about, unscaled_mean, unscaled_rstd, vector_range,
 )
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_WIDE_VECS, vec_fence, vf32, vf64, vf64_set, vreal,
@@ -41,7 +41,8 @@ cnp.import_array()
 cdef enum:
     GROUP_FLOATS = 3072  # elements in a group of rows
     STREAM_FLOATS = 1 << 23     # elements of an output that leaves the cache
-    ROWS = 64            # rows in a block of the backward pass
+    ROWS = 64            # rows in a block of the backward pass, at least
+    BLOCK_ELEMENTS = 4096
 
 
 # ---- forward -------------------------------------------------------------------------------------
@@ -395,16 +396,24 @@ def layer_norm_plain(x, gain, bias, eps, out, threads_for):
 cdef struct Row:
     bint vector          # not so extreme that double is needed
     double mean_hi       # xhat = fma(x - mean_hi, rstd, offset)
+    double mean_lo
     double offset
-    double mean
     double rstd
 
 
-cdef inline void prepare_row(const vreal *x, double mean, double rstd, Row *row) noexcept nogil:
-    row.mean = mean
-    row.rstd = rstd
+cdef inline void prepare_row(const vreal *x, Py_ssize_t n, double mean, double rstd,
+                             Row *row) noexcept nogil:
+    cdef double sum_d, sum_d2, rest
     row.mean_hi = vround(mean, x)
-    row.offset = (row.mean_hi - mean) * rstd
+    row.mean_lo = mean - row.mean_hi
+    if vreal is vf64:
+        # What a double has no room for: the mean of the deviations from it.
+        sums_about(x, n, mean, &sum_d, &sum_d2)
+        rest = sum_d / n
+        if fabs(rest) <= 4e-16 * fabs(mean):
+            row.mean_lo = rest
+    row.rstd = rstd
+    row.offset = -row.mean_lo * rstd
     row.vector = vector_range(x, rstd)
 
 
@@ -423,6 +432,8 @@ cdef inline void backward_row(
     const Row *row,
     bint has_gain,
 ) noexcept nogil:
+    # Sums of g - g[0]: xhat sums to zero, so the shift changes nothing but the rounding, which
+    # would eat up dx where g is nearly constant.
     cdef vreal acc1[MAX_BLOCK_VECS]
     cdef vreal acc2[MAX_BLOCK_VECS]
     cdef vf64 wide1[MAX_WIDE_VECS]
@@ -430,8 +441,10 @@ cdef inline void backward_row(
     cdef vreal m = vset(row.mean_hi, x)
     cdef vreal s = vset(row.rstd, x)
     cdef vreal t = vset(row.offset, x)
+    cdef double g_first = vget(dy, 0) * (vget(gain, 0) if has_gain else 1)
+    cdef vreal shift = vset(g_first, x)
     cdef vreal g, xhat, a_hi, a_lo, b
-    cdef double mean_g, mean_gx
+    cdef double mean_g, mean_gx, rest
     cdef int k
     cdef int n_vecs = block_vecs(x)
     cdef Py_ssize_t width = lanes(x)
@@ -448,7 +461,7 @@ cdef inline void backward_row(
         while i + n_vecs * width <= stop:
             for k in range(n_vecs):
                 j = i + k * width
-                g = times(at(dy, j)[0], at(gain, j), width, has_gain)
+                g = times(at(dy, j)[0], at(gain, j), width, has_gain) - shift
                 xhat = vfma(at(x, j)[0] - m, s, t)
                 acc1[k] = acc1[k] + g
                 acc2[k] = vfma(g, xhat, acc2[k])
@@ -457,18 +470,21 @@ cdef inline void backward_row(
             for k in range(n_vecs):
                 j = i + k * width
                 left = stop - j
-                g = times(vload_first(at(dy, j), left), at(gain, j), left, has_gain)
+                g = times(vload_first(at(dy, j), left), at(gain, j), left, has_gain) - shift
+                g = vfirst(g, left)
                 xhat = vfirst(vfma(vload_first(at(x, j), left) - m, s, t), left)
                 acc1[k] = acc1[k] + g
                 acc2[k] = vfma(g, xhat, acc2[k])
             i = stop
         vfold(acc1, wide1)
         vfold(acc2, wide2)
-    mean_g = vsum_wide(x, wide1) / n
+    g_first = vround(g_first, x)
+    rest = vsum_wide(x, wide1) / n
+    mean_g = vround(g_first + rest, x)
     mean_gx = vsum_wide(x, wide2) / n
     # mean(g) in two parts: where g is nearly constant, g - mean(g) must not lose it.
     a_hi = vset(mean_g, x)
-    a_lo = vset(mean_g - vround(mean_g, x), x)
+    a_lo = vset((g_first - mean_g) + rest, x)
     b = vset(-mean_gx, x)
     i = 0
     while i + width <= n:
@@ -499,7 +515,7 @@ cdef void backward_row_double(
     cdef double mean_gx = 0
     cdef Py_ssize_t i
     for i in range(n):
-        xhat = (vget(x, i) - row.mean) * row.rstd
+        xhat = ((vget(x, i) - row.mean_hi) - row.mean_lo) * row.rstd
         g = vget(dy, i)
         dgain[i] += g * xhat
         dbias[i] += g
@@ -508,7 +524,7 @@ cdef void backward_row_double(
         mean_g += g / n
         mean_gx += g * xhat / n
     for i in range(n):
-        xhat = (vget(x, i) - row.mean) * row.rstd
+        xhat = ((vget(x, i) - row.mean_hi) - row.mean_lo) * row.rstd
         g = vget(dy, i)
         if gain != NULL:
             g = g * vget(gain, i)
@@ -579,7 +595,7 @@ cdef void backward_block(
         count = min(GROUP, n_rows - first)
         for r in range(count):
             i = (first + r) * n
-            prepare_row(x, mean[first + r], rstd[first + r], &rows[r])
+            prepare_row(at(x, i), n, mean[first + r], rstd[first + r], &rows[r])
             if not rows[r].vector:
                 backward_row_double(at(dy, i), at(x, i), gain, at_out(dx, i), n, &rows[r],
                                     dgain, dbias)
@@ -598,23 +614,29 @@ cdef void backward_block(
         first += GROUP
 
 
+cdef inline Py_ssize_t block_rows(Py_ssize_t n) noexcept nogil:
+    """Rows in a block: more where they are short, lest the scratch outgrow the input."""
+    return max(ROWS, BLOCK_ELEMENTS // n)
+
+
 cdef void backward_rows(const vreal *dy, const vreal *x, const vreal *gain, const double *mean,
                         const double *rstd, vreal *dx, vreal *dgain, vreal *dbias,
                         double *partial, Py_ssize_t n_rows, Py_ssize_t n, Py_ssize_t padded,
                         int n_threads) noexcept nogil:
-    cdef Py_ssize_t n_blocks = (n_rows + ROWS - 1) // ROWS
+    cdef Py_ssize_t size = block_rows(n)
+    cdef Py_ssize_t n_blocks = (n_rows + size - 1) // size
     cdef Py_ssize_t b, i
     cdef double total
     if n_threads == 1:
         for b in range(n_blocks):
-            backward_block(at(dy, b * ROWS * n), at(x, b * ROWS * n), gain, mean + b * ROWS,
-                           rstd + b * ROWS, at_out(dx, b * ROWS * n), partial + 2 * b * padded,
-                           partial + (2 * b + 1) * padded, min(ROWS, n_rows - b * ROWS), n, padded)
+            backward_block(at(dy, b * size * n), at(x, b * size * n), gain, mean + b * size,
+                           rstd + b * size, at_out(dx, b * size * n), partial + 2 * b * padded,
+                           partial + (2 * b + 1) * padded, min(size, n_rows - b * size), n, padded)
     else:
         for b in prange(n_blocks, schedule="static", num_threads=n_threads):
-            backward_block(at(dy, b * ROWS * n), at(x, b * ROWS * n), gain, mean + b * ROWS,
-                           rstd + b * ROWS, at_out(dx, b * ROWS * n), partial + 2 * b * padded,
-                           partial + (2 * b + 1) * padded, min(ROWS, n_rows - b * ROWS), n, padded)
+            backward_block(at(dy, b * size * n), at(x, b * size * n), gain, mean + b * size,
+                           rstd + b * size, at_out(dx, b * size * n), partial + 2 * b * padded,
+                           partial + (2 * b + 1) * padded, min(size, n_rows - b * size), n, padded)
     for i in range(n):
         total = 0
         for b in range(n_blocks):
@@ -629,7 +651,8 @@ cdef void backward_rows(const vreal *dy, const vreal *x, const vreal *gain, cons
 
 def layer_norm_backward_scratch(Py_ssize_t n_rows, Py_ssize_t n):
     """Shape of the float64 scratch for layer_norm_backward: blocks, dgain and dbias, features."""
-    return (n_rows + ROWS - 1) // ROWS, 2, (n + 63) // 64 * 64
+    cdef Py_ssize_t size = block_rows(n)
+    return (n_rows + size - 1) // size, 2, (n + 63) // 64 * 64
 
 
 def layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias, partial, int n_threads):
