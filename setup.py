@@ -64,6 +64,12 @@ class BuildKernels(build_ext):
         super().finalize_options()
         self.parallel = self.parallel or os.cpu_count()
 
+    def run(self) -> None:
+        super().run()
+        if not self.inplace:
+            # In a clone, ``python -m normlib`` finds the package in the source tree first.
+            self.copy_extensions_to_source()
+
     def build_extensions(self) -> None:
         self.translate()
         openmp = self.find_openmp()

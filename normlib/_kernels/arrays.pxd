@@ -27,7 +27,7 @@ cdef inline bint is_single(object array) noexcept:
 
 
 cdef inline bint is_plain(object array) noexcept:
-    """An ndarray that kernels can take as it is: float32 or float64, native, C-contiguous, aligned."""
+    """An ndarray of native float32 or float64, C-contiguous and aligned: as kernels take it."""
     cdef int number
     if not cnp.PyArray_CheckExact(array):
         return False
@@ -57,7 +57,7 @@ cdef inline object aligned_like(object x):
     cdef cnp.dtype dtype = cnp.PyArray_DescrFromType(cnp.PyArray_TYPE(x))
     Py_INCREF(dtype)        # NewFromDescr takes that reference
     array = PyArray_NewFromDescr(
-        <PyTypeObject *>cnp.ndarray, dtype, cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), NULL, <void *>first,
-        cnp.NPY_ARRAY_CARRAY, NULL)
+        <PyTypeObject *>cnp.ndarray, dtype, cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), NULL,
+        <void *>first, cnp.NPY_ARRAY_CARRAY, NULL)
     cnp.set_array_base(array, buffer)
     return array

@@ -9,9 +9,10 @@ Two memory orders, and so two loops for each step. Where inner is 1 the channels
 and a vector holds neighbouring channels ("columns"); else a vector holds neighbours of one channel
 ("planes", each a contiguous run of inner elements).
 
-Sums over the batch run in blocks, of a size that only the shape decides, any thread taking any block; each block leaves its result in scratch, and blocks are merged in their order.
-Statistics are those of rows.pxd: float32 in one pass in double, float64 by the corrected two-pass
-formula. Sums of gradients are folded into double after FOLD steps.
+Sums over the batch run in blocks, of a size that only the shape decides, any thread taking any
+block; each block leaves its result in scratch, and blocks are merged in their order. Statistics are
+those of rows.pxd: float32 in one pass in double, float64 by the corrected two-pass formula. Sums of
+gradients are folded into double after FOLD steps.
 
 With scale = gain * rstd and offset = bias - mean_lo * scale, the output is
 fma(x - mean_hi, scale, offset). A channel whose scale is beyond the range of its type is done in
@@ -27,8 +28,8 @@ from normlib._kernels.rows cimport (
 )
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, vf32, vf64, vf64_set, vreal,
-    at, at_out, block_vecs, lanes, vadd_to, vfirst, vfma, vfold, vget, vload, vload_first, vput, vround,
-    vset, vstore_first, vsum_wide, vwiden,
+    at, at_out, block_vecs, lanes, vadd_to, vfirst, vfma, vfold, vget, vload, vload_first, vput,
+    vround, vset, vstore_first, vsum_wide, vwiden,
 )
 
 cdef extern from *:
@@ -53,7 +54,7 @@ cdef struct Shape:
 
 
 cdef inline Py_ssize_t block_size(const Shape *shape) noexcept nogil:
-    """Rows of columns, or planes, in a block: more of short ones, lest scratch outgrow the input."""
+    """Rows, or planes, in a block: more of short ones, lest the scratch outgrow the input."""
     if shape.inner == 1:
         return max(ROWS, BLOCK_ELEMENTS // shape.channels)
     return max(PLANES, BLOCK_ELEMENTS // shape.inner)

@@ -32,8 +32,8 @@ from normlib._kernels.rows cimport (
 )
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_WIDE_VECS, vec_fence, vf32, vf64, vf64_set, vreal,
-    at, at_out, block_vecs, lanes, to_boundary, vadd_to, vfirst, vfma, vfold, vget, vload, vload_first,
-    vput, vround, vset, vstore, vstore_first, vsum_wide,
+    at, at_out, block_vecs, lanes, to_boundary, vadd_to, vfirst, vfma, vfold, vget, vload,
+    vload_first, vput, vround, vset, vstore, vstore_first, vsum_wide,
 )
 
 cnp.import_array()

@@ -26,8 +26,8 @@ from libc.math cimport fabs, frexp, isfinite, ldexp, sqrt
 
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, VF64_LANES, vf32, vf64, vf64_set, vreal,
-    at, block_vecs, lanes, vfirst, vfma, vfold, vget, vload_first, vload_wide, vround, vset, vsum_wide, vwiden,
-    wide_vecs,
+    at, block_vecs, lanes, vfirst, vfma, vfold, vget, vload_first, vload_wide, vround, vset,
+    vsum_wide, vwiden, wide_vecs,
 )
 
 cdef enum:
