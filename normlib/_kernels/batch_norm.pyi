@@ -14,6 +14,7 @@ def batch_moments(
     eps: float,
     n_threads: int,
 ) -> None: ...
+def reciprocal_std(var: NDArray[np.float64], rstd: NDArray[np.float64], eps: float) -> int: ...
 def batch_norm_forward(
     x: NDArray[Any],
     mean: NDArray[np.float64],

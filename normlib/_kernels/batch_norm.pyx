@@ -19,7 +19,7 @@ fma(x - mean_hi, scale, offset). A channel whose scale is beyond the range of it
 double.
 """
 from cython.parallel cimport prange
-from libc.math cimport sqrt
+from libc.math cimport fabs, sqrt
 
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.rows cimport (
@@ -27,9 +27,9 @@ from normlib._kernels.rows cimport (
     needs_scaling, scaled_moments, unscaled_mean, unscaled_rstd, unscaled_var, vector_range,
 )
 from normlib._kernels.vec cimport (
-    MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, vf32, vf64, vf64_set, vreal,
-    at, at_out, block_vecs, lanes, vadd_to, vfirst, vfma, vfold, vget, vload, vload_first, vput,
-    vround, vset, vstore_first, vsum_wide, vwiden,
+    MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, VF64_LANES, vf32, vf64, vf64_set, vreal,
+    at, at_out, block_vecs, lanes, vadd_to, vfirst, vfma, vfold, vget, vload, vload_first,
+    vnarrow, vput, vround, vset, vstore_first, vsum_wide, vwiden,
 )
 
 cdef extern from *:
@@ -315,27 +315,70 @@ cdef inline bint beyond(const vreal *x, const vreal *gain, const Statistics *sta
     return not (vector_range(x, rstd) and vector_range(x, gain_of(gain, c) * rstd))
 
 
-cdef inline void scale_channel(
+cdef inline void scale_channels(
     const vreal *gain,      # IN  (channels,) or NULL
     const vreal *bias,      # IN  (channels,) or NULL
-    vreal *factors,         # OUT (3, channels): y = fma(x - [0], [1], [2])
-    Py_ssize_t *doubles,    # OUT (channels + 1,): the channels beyond vector range
+    vreal *mean_hi,         # OUT (channels,)
+    vreal *scale,           # OUT (channels,): gain * rstd
+    vreal *offset,          # OUT (channels,): bias - mean_lo * scale
     const Statistics *statistics,
     Py_ssize_t channels,
-    Py_ssize_t c,
-    Py_ssize_t *n_doubles,
 ) noexcept nogil:
-    cdef double scale = gain_of(gain, c) * statistics.rstd[c]
-    cdef double mean_hi = vround(statistics.mean[c], factors)
-    cdef double offset = -((statistics.mean[c] - mean_hi) + rest_of(statistics, c)) * scale
-    if bias != NULL:
-        offset += vget(bias, c)
-    vput(factors, c, mean_hi)
-    vput(factors, channels + c, scale)
-    vput(factors, 2 * channels + c, offset)
-    if beyond(factors, gain, statistics, c):
-        doubles[n_doubles[0]] = c
-        n_doubles[0] += 1
+    cdef vf64 gains[MAX_PARTS]
+    cdef vf64 biases[MAX_PARTS]
+    cdef vf64 means[MAX_PARTS]
+    cdef vf64 highs[MAX_PARTS]
+    cdef vf64 scales[MAX_PARTS]
+    cdef vf64 offsets[MAX_PARTS]
+    cdef vf64 low
+    cdef vreal high
+    cdef int p, n_parts
+    cdef Py_ssize_t width = lanes(mean_hi)
+    cdef Py_ssize_t c = 0
+    cdef Py_ssize_t n, i
+    while c < channels:
+        n = min(width, channels - c)
+        n_parts = vwiden(vset(1, mean_hi) if gain == NULL else vload_first(at(gain, c), n), gains)
+        vwiden(vset(0, mean_hi) if bias == NULL else vload_first(at(bias, c), n), biases)
+        for p in range(n_parts):
+            i = c + p * VF64_LANES
+            means[p] = vload_first(<const vf64 *>(statistics.mean + i), channels - i)
+            scales[p] = gains[p] * vload_first(<const vf64 *>(statistics.rstd + i), channels - i)
+        high = vnarrow(means, vset(0, mean_hi))
+        vwiden(high, highs)
+        for p in range(n_parts):
+            i = c + p * VF64_LANES
+            low = means[p] - highs[p]
+            if statistics.rest != NULL:
+                low = low + vload_first(<const vf64 *>(statistics.rest + i), channels - i)
+            offsets[p] = biases[p] - low * scales[p]
+        vstore_first(at_out(mean_hi, c), high, n)
+        vstore_first(at_out(scale, c), vnarrow(scales, high), n)
+        vstore_first(at_out(offset, c), vnarrow(offsets, high), n)
+        c += width
+
+
+cdef inline void find_doubles(
+    const vreal *gain,      # IN  (channels,) or NULL
+    const vreal *scale,     # IN  (channels,)
+    Py_ssize_t *doubles,    # OUT (channels + 1,): the channels beyond vector range, then channels
+    const Statistics *statistics,
+    Py_ssize_t channels,
+) noexcept nogil:
+    cdef double size, rstd
+    cdef Py_ssize_t suspects = 0
+    cdef Py_ssize_t n = 0
+    cdef Py_ssize_t c
+    for c in range(channels):
+        size = fabs(vget(scale, c))
+        rstd = statistics.rstd[c]
+        suspects += 1 - ((size > 1e-30) & (size < 1e30) & (rstd > 1e-30) & (rstd < 1e30))
+    if suspects > 0:
+        for c in range(channels):
+            if beyond(scale, gain, statistics, c):
+                doubles[n] = c
+                n += 1
+    doubles[n] = channels
 
 
 cdef inline void normalize_double(
@@ -439,17 +482,32 @@ cdef void normalize_item(
 cdef void normalize_all(const vreal *x, const vreal *gain, const vreal *bias, vreal *factors,
                         Py_ssize_t *doubles, vreal *y, Shape shape, Statistics statistics,
                         int n_threads) noexcept nogil:
-    cdef Py_ssize_t o, c
-    cdef Py_ssize_t n_doubles = 0
-    for c in range(shape.channels):
-        scale_channel(gain, bias, factors, doubles, &statistics, shape.channels, c, &n_doubles)
-    doubles[n_doubles] = shape.channels
+    cdef Py_ssize_t o
+    scale_channels(gain, bias, factors, at_out(factors, shape.channels),
+                   at_out(factors, 2 * shape.channels), &statistics, shape.channels)
+    find_doubles(gain, at(factors, shape.channels), doubles, &statistics, shape.channels)
     if n_threads == 1:
         for o in range(shape.outer):
             normalize_item(x, gain, bias, factors, doubles, y, &shape, &statistics, o)
     else:
         for o in prange(shape.outer, schedule="static", num_threads=n_threads):
             normalize_item(x, gain, bias, factors, doubles, y, &shape, &statistics, o)
+
+
+def reciprocal_std(var, rstd, double eps):
+    """rstd = 1 / sqrt(var + eps), both (C,); the first negative variance's index, or -1."""
+    cdef const double *var_data = <double *>address(var)
+    cdef double *rstd_data = <double *>address(rstd)
+    cdef Py_ssize_t negative = 0
+    cdef Py_ssize_t c
+    for c in range(dim(var, 0)):
+        negative += var_data[c] < 0
+        rstd_data[c] = 1 / sqrt(var_data[c] + eps)
+    if negative > 0:
+        for c in range(dim(var, 0)):
+            if var_data[c] < 0:
+                return c
+    return -1
 
 
 def batch_norm_forward(x, mean, rest, rstd, gain, bias, factors, doubles, y, int n_threads):
@@ -820,20 +878,15 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
                        vreal *dgain, vreal *dbias, Shape shape, Statistics statistics,
                        Py_ssize_t padded, int n_threads) noexcept nogil:
     cdef Py_ssize_t channels = shape.channels
-    cdef Py_ssize_t n_doubles = 0
     cdef Py_ssize_t b, c, i
-    cdef double mean_hi, sum1, sum2
+    cdef double sum1, sum2
+    # First the offset of xhat, of which gain is no part; then SCALE, of which it is.
+    scale_channels(<const vreal *>NULL, <const vreal *>NULL, at_out(factors, MEAN * channels),
+                   at_out(factors, RSTD * channels), at_out(factors, OFFSET * channels),
+                   &statistics, channels)
     for c in range(channels):
-        mean_hi = vround(statistics.mean[c], x)
-        vput(factors, MEAN * channels + c, mean_hi)
-        vput(factors, RSTD * channels + c, statistics.rstd[c])
-        vput(factors, OFFSET * channels + c, -((statistics.mean[c] - mean_hi)
-                                               + rest_of(&statistics, c)) * statistics.rstd[c])
         vput(factors, SCALE * channels + c, gain_of(gain, c) * statistics.rstd[c])
-        if beyond(x, gain, &statistics, c):
-            doubles[n_doubles] = c
-            n_doubles += 1
-    doubles[n_doubles] = channels
+    find_doubles(gain, at(factors, SCALE * channels), doubles, &statistics, channels)
     if n_threads == 1:
         for i in range(n_items(&shape)):
             sums_item(dy, x, gain, factors, scratch, &shape, &statistics, padded, i)

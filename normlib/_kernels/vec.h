@@ -292,6 +292,12 @@ VEC_FN vf64 vf64_pow2(vf64 v)
 }
 #endif
 
+/* GCC 12 folds a constructor of lanes narrowed and widened again to the lanes themselves: no such
+ * constructors here. */
+#if VEC_BYTES == 16
+typedef float vf32_half __attribute__((vector_size(8)));
+#endif
+
 /* ---- a vector as one (vf64, or no SIMD) or two vectors of double ---------------------------------------- */
 
 #define VF32_PARTS (VF32_LANES / VF64_LANES)
@@ -305,14 +311,43 @@ VEC_FN void vf32_widen(vf32 v, vf64 *parts)
 #elif VEC_BYTES == 32
     parts[0] = (vf64)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
     parts[1] = (vf64)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
-#elif VEC_BYTES == 16
-    parts[0] = (vf64){(double)v[0], (double)v[1]};
-    parts[1] = (vf64){(double)v[2], (double)v[3]};
+#elif VEC_BYTES && defined(__x86_64__)
+    parts[0] = (vf64)_mm_cvtps_pd((__m128)v);
+    parts[1] = (vf64)_mm_cvtps_pd(_mm_movehl_ps((__m128)v, (__m128)v));
+#elif VEC_BYTES
+    vf32_half halves[2];
+    memcpy(halves, &v, sizeof v);
+    parts[0] = (vf64)__builtin_convertvector(halves[0], vf64);
+    parts[1] = (vf64)__builtin_convertvector(halves[1], vf64);
 #else
     parts[0] = (double)v;
 #endif
 }
 VEC_FN void vf64_widen(vf64 v, vf64 *parts) { parts[0] = v; }
+
+/* And back, rounded. */
+VEC_FN vf32 vf32_narrow(const vf64 *parts)
+{
+#if VEC_BYTES == 64
+    return (vf32)_mm512_insertf32x8(
+        _mm512_castps256_ps512(_mm512_cvtpd_ps((__m512d)parts[0])),
+        _mm512_cvtpd_ps((__m512d)parts[1]), 1);
+#elif VEC_BYTES == 32
+    return (vf32)_mm256_set_m128(_mm256_cvtpd_ps((__m256d)parts[1]),
+                                 _mm256_cvtpd_ps((__m256d)parts[0]));
+#elif VEC_BYTES && defined(__x86_64__)
+    return (vf32)_mm_movelh_ps(_mm_cvtpd_ps((__m128d)parts[0]), _mm_cvtpd_ps((__m128d)parts[1]));
+#elif VEC_BYTES
+    vf32_half halves[2] = {__builtin_convertvector(parts[0], vf32_half),
+                           __builtin_convertvector(parts[1], vf32_half)};
+    vf32 v;
+    memcpy(&v, halves, sizeof v);
+    return v;
+#else
+    return (float)parts[0];
+#endif
+}
+VEC_FN vf64 vf64_narrow(const vf64 *parts) { return parts[0]; }
 
 /* The same of a vector in memory: at v3 and v4 conversions read it without a shuffle. */
 VEC_FN void vf32_load_wide(const vf32 *p, vf64 *parts)

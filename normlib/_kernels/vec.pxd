@@ -52,6 +52,8 @@ cdef extern from "vec.h" nogil:
     double vf64_sum_wide(vf64 *) noexcept
     void vf32_widen(vf32, vf64 *) noexcept
     void vf64_widen(vf64, vf64 *) noexcept
+    vf32 vf32_narrow(const vf64 *) noexcept
+    vf64 vf64_narrow(const vf64 *) noexcept
     void vf32_load_wide(const vf32 *, vf64 *) noexcept
     void vf64_load_wide(const vf64 *, vf64 *) noexcept
     Py_ssize_t vf32_to_boundary(const vf32 *) noexcept
@@ -219,6 +221,14 @@ cdef inline int vwiden(vreal v, vf64 *parts) noexcept nogil:
     else:
         vf64_widen(v, parts)
         return VF64_PARTS
+
+
+cdef inline vreal vnarrow(const vf64 *parts, vreal like) noexcept nogil:
+    """Vectors of double as one of the type of ``like``, rounded."""
+    if vreal is vf32:
+        return vf32_narrow(parts)
+    else:
+        return vf64_narrow(parts)
 
 
 cdef inline int vload_wide(const vreal *row, vf64 *parts) noexcept nogil:
