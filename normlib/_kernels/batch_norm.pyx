@@ -10,9 +10,10 @@ and a vector holds neighbouring channels ("columns"); else a vector holds neighb
 ("planes", each a contiguous run of inner elements).
 
 Sums over the batch run in blocks, of a size that only the shape decides, any thread taking any
-block; each block leaves its result in scratch, and blocks are merged in their order. Statistics are
-those of rows.pxd: float32 in one pass in double, float64 by the corrected two-pass formula. Sums of
-gradients are folded into double after FOLD steps.
+block; each block leaves its result in scratch, and blocks are merged in their order. float32
+statistics are sums in double about each channel's first value, which blocks just add; float64 ones
+those of rows.pxd, merged by Chan's formula. Sums of gradients are folded into double after FOLD
+steps.
 
 With scale = gain * rstd and offset = bias - mean_lo * scale, the output is
 fma(x - mean_hi, scale, offset). A channel whose scale is beyond the range of its type is done in
@@ -24,12 +25,13 @@ from libc.math cimport fabs, sqrt
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.rows cimport (
     FOLD, Merged, Moments, ScaledMoments, merge, merge_none, merge_row, merged_moments,
-    needs_scaling, scaled_moments, unscaled_mean, unscaled_rstd, unscaled_var, vector_range,
+    needs_scaling, scaled_moments, sums_wide, unscaled_mean, unscaled_rstd, unscaled_var,
+    vector_range,
 )
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, VF64_LANES, vf32, vf64, vf64_set, vreal,
     at, at_out, block_vecs, lanes, vadd_to, vfirst, vfma, vfold, vget, vload, vload_first,
-    vnarrow, vput, vround, vset, vstore_first, vsum_wide, vwiden,
+    vload_wide, vnarrow, vput, vround, vset, vstore_first, vsum_wide, vwiden,
 )
 
 cdef extern from *:
@@ -44,6 +46,7 @@ cdef enum:
     ROWS = 64            # rows in a block of the column loops, at least
     PLANES = 16          # planes in a block of the plane loops, at least
     BLOCK_ELEMENTS = 4096
+    OUTER = 8            # rows of columns that are normalized together
     STRIP = 64           # columns of a work item; a block of floats, two of doubles
 
 
@@ -85,18 +88,18 @@ def scratch_shape(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner):
 # ---- statistics ----------------------------------------------------------------------------------
 
 
-cdef inline void column_moments_single(
+cdef inline void column_sums(
     const vreal *x,         # IN  (n_rows, stride), at the first column
-    double *m,              # OUT (columns,) first row
-    double *c,              # OUT (columns,) mean - m
-    double *m2,             # OUT (columns,) squared deviations from the mean
+    const vreal *shift,     # IN  (columns,)
+    double *sum_d,          # OUT (columns,)
+    double *sum_d2,         # OUT (columns,)
     Py_ssize_t n_rows,
     Py_ssize_t stride,
     Py_ssize_t n_columns,   # at most COLUMN_VECS vectors
     bint full,              # a constant: exactly so many
 ) noexcept nogil:
-    """float32: one pass in double about the first row."""
-    cdef vf64 first[COLUMN_VECS * MAX_PARTS]
+    """float32: sums of d = x - shift and of d**2, in double."""
+    cdef vf64 shifts[COLUMN_VECS * MAX_PARTS]
     cdef vf64 acc1[COLUMN_VECS * MAX_PARTS]
     cdef vf64 acc2[COLUMN_VECS * MAX_PARTS]
     cdef vf64 parts[MAX_PARTS]
@@ -105,27 +108,29 @@ cdef inline void column_moments_single(
     cdef Py_ssize_t width = lanes(x)
     cdef Py_ssize_t r, i
     for k in range(COLUMN_VECS):
-        n_parts = vwiden(vload(at(x, k * width), n_columns - k * width, full), parts)
+        n_parts = vwiden(vload(at(shift, k * width), n_columns - k * width, full), parts)
         for p in range(n_parts):
-            first[k * n_parts + p] = parts[p]
+            shifts[k * n_parts + p] = parts[p]
             acc1[k * n_parts + p] = vf64_set(0)
             acc2[k * n_parts + p] = vf64_set(0)
-    for r in range(1, n_rows):
+    for r in range(n_rows):
         for k in range(COLUMN_VECS):
-            n_parts = vwiden(
-                vload(at(x, r * stride + k * width), n_columns - k * width, full), parts)
+            if full:
+                n_parts = vload_wide(at(x, r * stride + k * width), parts)
+            else:
+                n_parts = vwiden(
+                    vload_first(at(x, r * stride + k * width), n_columns - k * width), parts)
             for p in range(n_parts):
                 i = k * n_parts + p
-                d = parts[p] - first[i]
+                d = parts[p] - shifts[i]
                 acc1[i] = acc1[i] + d
                 acc2[i] = vfma(d, d, acc2[i])
-    for i in range(COLUMN_VECS * width):
-        m[i] = vget(first, i)
-        c[i] = vget(acc1, i) / n_rows
-        m2[i] = vget(acc2, i) - vget(acc1, i) * c[i]
+    for i in range(COLUMN_VECS * n_parts):
+        (<vf64 *>sum_d)[i] = acc1[i]
+        (<vf64 *>sum_d2)[i] = acc2[i]
 
 
-cdef inline void column_moments_double(
+cdef inline void column_moments(
     const vreal *x,         # IN  (n_rows, stride), at the first column
     double *m,              # OUT (columns,) coarse mean
     double *c,              # OUT (columns,) mean - m
@@ -166,18 +171,26 @@ cdef inline void column_moments_double(
         m2[i] = vget(acc2, i) - vget(acc1, i) * c[i]
 
 
-cdef inline void column_moments(const vreal *x, double *m, double *c, double *m2,
-                                Py_ssize_t n_rows, Py_ssize_t stride, Py_ssize_t n_columns,
-                                bint full) noexcept nogil:
+cdef inline void column_item(
+    const vreal *x,         # IN  (n_rows, channels), at the first column
+    const vreal *shift,     # IN  (n_columns,): the batch's first row
+    double *out,            # OUT (3, padded), at the first column
+    Py_ssize_t n_rows,
+    Py_ssize_t channels,
+    Py_ssize_t n_columns,
+    Py_ssize_t padded,
+    bint full,              # a constant
+) noexcept nogil:
     if vreal is vf32:
-        column_moments_single(x, m, c, m2, n_rows, stride, n_columns, full)
+        column_sums(x, shift, out, out + padded, n_rows, channels, n_columns, full)
     else:
-        column_moments_double(x, m, c, m2, n_rows, stride, n_columns, full)
+        column_moments(x, out, out + padded, out + 2 * padded, n_rows, channels, n_columns, full)
 
 
 cdef void moments_item(
     const vreal *x,         # IN  (outer, channels, inner)
-    double *scratch,        # OUT (blocks, 3, padded)
+    double *scratch,        # OUT (blocks, 3, padded): float32, the two sums about the channel's
+                            # first value; float64, the moments m + c and m2
     const Shape *shape,
     Py_ssize_t padded,
     Py_ssize_t item,
@@ -189,6 +202,7 @@ cdef void moments_item(
     cdef Py_ssize_t n_rows, first, stop, o, i
     cdef const vreal *columns
     cdef double *out = scratch + 3 * block * padded
+    cdef double sum_d, sum_d2
     cdef Merged all
     cdef Moments moments
     if shape.inner == 1:
@@ -198,21 +212,66 @@ cdef void moments_item(
         while first < stop:
             columns = at(x, block * size * shape.channels + first)
             if first + group <= stop:
-                column_moments(columns, out + first, out + padded + first, out + 2 * padded + first,
-                               n_rows, shape.channels, group, True)
+                column_item(columns, at(x, first), out + first, n_rows, shape.channels, group,
+                            padded, True)
             else:
-                column_moments(columns, out + first, out + padded + first, out + 2 * padded + first,
-                               n_rows, shape.channels, stop - first, False)
+                column_item(columns, at(x, first), out + first, n_rows, shape.channels,
+                            stop - first, padded, False)
             first += group
         return
     merge_none(&all)
+    out[channel] = 0
+    out[padded + channel] = 0
     for o in range(block * size, min((block + 1) * size, shape.outer)):
         i = (o * shape.channels + channel) * shape.inner
-        merge_row(&all, at(x, i), shape.inner)
-    merged_moments(&all, x, &moments)
-    out[channel] = moments.mean_hi
-    out[padded + channel] = moments.mean_lo
-    out[2 * padded + channel] = all.m2
+        if vreal is vf32:
+            sums_wide(at(x, i), shape.inner, vget(x, channel * shape.inner), &sum_d, &sum_d2)
+            out[channel] += sum_d
+            out[padded + channel] += sum_d2
+        else:
+            merge_row(&all, at(x, i), shape.inner)
+    if vreal is vf64:
+        merged_moments(&all, x, &moments)
+        out[channel] = moments.mean_hi
+        out[padded + channel] = moments.mean_lo
+        out[2 * padded + channel] = all.m2
+
+
+cdef inline void add_blocks(
+    double *scratch,        # IN/OUT (blocks, 3, padded): the first block becomes the sum of all
+    const Shape *shape,
+    Py_ssize_t padded,
+) noexcept nogil:
+    cdef const double *block
+    cdef Py_ssize_t b, c
+    for b in range(1, n_blocks(shape)):
+        block = scratch + 3 * b * padded
+        for c in range(2 * padded):
+            scratch[c] += block[c]
+
+
+cdef void finish_channel(
+    const vreal *x,         # IN  (outer, channels, inner)
+    const double *sums,     # IN  (3, padded)
+    double *mean,           # OUT
+    double *rest,           # OUT: what mean lacks for being a double
+    double *var,            # OUT
+    double *rstd,           # OUT
+    const Shape *shape,
+    Py_ssize_t padded,
+    double eps,
+    Py_ssize_t channel,
+) noexcept nogil:
+    """float32: moments of a channel from its sums about its first value."""
+    cdef double n = <double>shape.outer * <double>shape.inner
+    cdef double shift = vget(x, channel * shape.inner)
+    cdef double c = sums[channel] / n
+    mean[channel] = shift + c
+    rest[channel] = (shift - mean[channel]) + c
+    var[channel] = sums[padded + channel] / n - c * c
+    if var[channel] < 0:
+        var[channel] = 0
+    rstd[channel] = 1 / sqrt(var[channel] + eps)
 
 
 cdef void merge_channel(
@@ -233,6 +292,7 @@ cdef void merge_channel(
     cdef const double *block
     cdef Py_ssize_t size = block_size(shape)
     cdef Py_ssize_t b
+    # float64: blocks merged in their order.
     merge_none(&all)
     for b in range(n_blocks(shape)):
         block = scratch + 3 * b * padded + channel
@@ -263,7 +323,11 @@ cdef void moments_all(const vreal *x, double *scratch, double *mean, double *res
     else:
         for i in prange(n_items(&shape), schedule="static", num_threads=n_threads):
             moments_item(x, scratch, &shape, padded, i)
-    if n_threads == 1:
+    if vreal is vf32:
+        add_blocks(scratch, &shape, padded)
+        for i in range(shape.channels):
+            finish_channel(x, scratch, mean, rest, var, rstd, &shape, padded, eps, i)
+    elif n_threads == 1:
         for i in range(shape.channels):
             merge_channel(x, scratch, mean, rest, var, rstd, &shape, padded, eps, i)
     else:
@@ -550,10 +614,10 @@ cdef enum:
     MEAN = 0                # rows of the factors of the backward pass
     RSTD = 1                # xhat = fma(x - MEAN, RSTD, OFFSET)
     OFFSET = 2
-    SCALE = 3               # dx = SCALE * (fma(xhat, -S2 / n, dy - S1 / n))
-    MINUS_S2 = 4
-    S1_HI = 5
-    S1_LO = 6
+    SCALE = 3               # dx = fma(dy - CENTER, SCALE, fma(x - MEAN, SLOPE, LEVEL)):
+    CENTER = 4              # S1 / n, rounded
+    SLOPE = 5               # -SCALE * S2 / n * RSTD
+    LEVEL = 6               # -SCALE * (what CENTER lacks of S1 / n, + S2 / n * OFFSET)
 
 
 cdef inline double xhat_double(double x, const Statistics *statistics, Py_ssize_t c) noexcept nogil:
@@ -754,51 +818,63 @@ cdef inline void input_gradient_double(
         vput(dx, i, g * statistics.rstd[c] * gain)
 
 
-cdef inline void input_gradient_columns_part(
-    const vreal *dy,        # IN  (n,)
-    const vreal *x,         # IN  (n,)
-    const vreal *factors,   # IN  (7, channels), at the first column
-    vreal *dx,              # OUT (n,)
+cdef inline vreal input_gradient(vreal dy, vreal x, vreal mean, vreal scale, vreal center,
+                                 vreal slope, vreal level) noexcept nogil:
+    return vfma(dy - center, scale, vfma(x - mean, slope, level))
+
+
+cdef inline void input_gradient_vector(
+    const vreal *dy,        # IN  (n_rows, channels), at the first column
+    const vreal *x,         # IN  (n_rows, channels)
+    const vreal *factors,   # IN  (7, channels)
+    vreal *dx,              # OUT (n_rows, channels)
+    const char *counted,    # IN  (n_rows,) or NULL
+    Py_ssize_t n_rows,
     Py_ssize_t channels,
-    Py_ssize_t n,           # at most one vector
-    bint counted,
+    Py_ssize_t n,           # columns, at most one vector
     bint full,              # a constant: exactly one
 ) noexcept nogil:
-    cdef vreal g = vload(dy, n, full)
-    cdef vreal xhat
-    if counted:
-        xhat = vfma(vload(x, n, full) - vload(at(factors, MEAN * channels), n, full),
-                    vload(at(factors, RSTD * channels), n, full),
-                    vload(at(factors, OFFSET * channels), n, full))
-        g = (g - vload(at(factors, S1_HI * channels), n, full)) \
-            - vload(at(factors, S1_LO * channels), n, full)
-        g = vfma(xhat, vload(at(factors, MINUS_S2 * channels), n, full), g)
-    g = g * vload(at(factors, SCALE * channels), n, full)
-    if full:
-        dx[0] = g
-    else:
-        vstore_first(dx, g, n)
+    """A vector of columns of some rows, the factors being loaded once."""
+    cdef vreal mean = vload(at(factors, MEAN * channels), n, full)
+    cdef vreal scale = vload(at(factors, SCALE * channels), n, full)
+    cdef vreal center = vload(at(factors, CENTER * channels), n, full)
+    cdef vreal slope = vload(at(factors, SLOPE * channels), n, full)
+    cdef vreal level = vload(at(factors, LEVEL * channels), n, full)
+    cdef vreal g
+    cdef Py_ssize_t r, i
+    for r in range(n_rows):
+        i = r * channels
+        g = vload(at(dy, i), n, full)
+        if counted == NULL or counted[r]:
+            g = input_gradient(g, vload(at(x, i), n, full), mean, scale, center, slope, level)
+        else:
+            g = g * scale
+        if full:
+            at_out(dx, i)[0] = g
+        else:
+            vstore_first(at_out(dx, i), g, n)
 
 
 cdef inline void input_gradient_columns(
-    const vreal *dy,        # IN  a row
-    const vreal *x,         # IN  a row
+    const vreal *dy,        # IN  (n_rows, channels)
+    const vreal *x,         # IN  (n_rows, channels)
     const vreal *factors,   # IN  (7, channels)
-    vreal *dx,              # OUT a row
+    vreal *dx,              # OUT (n_rows, channels)
+    const char *counted,    # IN  (n_rows,) or NULL
+    Py_ssize_t n_rows,
     Py_ssize_t channels,
     Py_ssize_t first,
     Py_ssize_t stop,
-    bint counted,
 ) noexcept nogil:
     cdef Py_ssize_t width = lanes(x)
     cdef Py_ssize_t c = first
     while c + width <= stop:
-        input_gradient_columns_part(at(dy, c), at(x, c), at(factors, c), at_out(dx, c), channels,
-                                    width, counted, True)
+        input_gradient_vector(at(dy, c), at(x, c), at(factors, c), at_out(dx, c), counted, n_rows,
+                              channels, width, True)
         c += width
     if c < stop:
-        input_gradient_columns_part(at(dy, c), at(x, c), at(factors, c), at_out(dx, c), channels,
-                                    stop - c, counted, False)
+        input_gradient_vector(at(dy, c), at(x, c), at(factors, c), at_out(dx, c), counted, n_rows,
+                              channels, stop - c, False)
 
 
 cdef inline void input_gradient_plane(
@@ -810,25 +886,23 @@ cdef inline void input_gradient_plane(
     Py_ssize_t channels,
     Py_ssize_t c,
 ) noexcept nogil:
-    cdef vreal m = vset(vget(factors, MEAN * channels + c), x)
-    cdef vreal s = vset(vget(factors, RSTD * channels + c), x)
-    cdef vreal t = vset(vget(factors, OFFSET * channels + c), x)
+    cdef vreal mean = vset(vget(factors, MEAN * channels + c), x)
     cdef vreal scale = vset(vget(factors, SCALE * channels + c), x)
-    cdef vreal a_hi = vset(vget(factors, S1_HI * channels + c), x)
-    cdef vreal a_lo = vset(vget(factors, S1_LO * channels + c), x)
-    cdef vreal b = vset(vget(factors, MINUS_S2 * channels + c), x)
-    cdef vreal g, xhat
+    cdef vreal center = vset(vget(factors, CENTER * channels + c), x)
+    cdef vreal slope = vset(vget(factors, SLOPE * channels + c), x)
+    cdef vreal level = vset(vget(factors, LEVEL * channels + c), x)
     cdef Py_ssize_t width = lanes(x)
     cdef Py_ssize_t i = 0
+    cdef Py_ssize_t n
     while i + width <= inner:
-        g = (at(dy, i)[0] - a_hi) - a_lo
-        xhat = vfma(at(x, i)[0] - m, s, t)
-        at_out(dx, i)[0] = vfma(xhat, b, g) * scale
+        at_out(dx, i)[0] = input_gradient(at(dy, i)[0], at(x, i)[0], mean, scale, center, slope,
+                                          level)
         i += width
     if i < inner:
-        g = (vload_first(at(dy, i), inner - i) - a_hi) - a_lo
-        xhat = vfma(vload_first(at(x, i), inner - i) - m, s, t)
-        vstore_first(at_out(dx, i), vfma(xhat, b, g) * scale, inner - i)
+        n = inner - i
+        vstore_first(at_out(dx, i),
+                     input_gradient(vload_first(at(dy, i), n), vload_first(at(x, i), n), mean,
+                                    scale, center, slope, level), n)
 
 
 cdef void input_gradient_item(
@@ -839,38 +913,49 @@ cdef void input_gradient_item(
     const Py_ssize_t *doubles,  # IN, ended by channels
     const double *means,    # IN  (2, padded)
     vreal *dx,              # OUT (outer, channels, inner)
+    const char *counted,    # IN  (outer,) or NULL
     const Shape *shape,
     const Statistics *statistics,
     Py_ssize_t padded,
-    Py_ssize_t o,
-    bint counted,
+    Py_ssize_t item,
 ) noexcept nogil:
+    """OUTER rows of columns, or the planes of as many outer indices."""
     cdef Py_ssize_t channels = shape.channels
-    cdef Py_ssize_t row = o * channels * shape.inner
-    cdef Py_ssize_t i, c
+    cdef Py_ssize_t start = item * OUTER
+    cdef Py_ssize_t n_rows = min(OUTER, shape.outer - start)
+    cdef Py_ssize_t row = start * channels * shape.inner
+    cdef const char *rows_counted = NULL
+    cdef Py_ssize_t i, c, o
     cdef Py_ssize_t first = 0
     cdef Py_ssize_t d = 0
+    if counted != NULL:
+        rows_counted = counted + start
     if shape.inner == 1:
         while first <= channels:
             c = doubles[d]
-            input_gradient_columns(at(dy, row), at(x, row), factors, at_out(dx, row), channels,
-                                   first, c, counted)
+            input_gradient_columns(at(dy, row), at(x, row), factors, at_out(dx, row),
+                                   rows_counted, n_rows, channels, first, c)
             if c < channels:
-                input_gradient_double(at(dy, row + c), at(x, row + c), at_out(dx, row + c), 1,
-                                      counted, gain_of(gain, c), means[c], means[padded + c],
-                                      statistics, c)
+                for o in range(n_rows):
+                    i = row + o * channels + c
+                    input_gradient_double(at(dy, i), at(x, i), at_out(dx, i), 1,
+                                          rows_counted == NULL or rows_counted[o] != 0,
+                                          gain_of(gain, c), means[c], means[padded + c],
+                                          statistics, c)
             first = c + 1
             d += 1
         return
-    for c in range(channels):
-        i = row + c * shape.inner
-        if c == doubles[d]:
-            input_gradient_double(at(dy, i), at(x, i), at_out(dx, i), shape.inner, True,
-                                  gain_of(gain, c), means[c], means[padded + c], statistics, c)
-            d += 1
-        else:
-            input_gradient_plane(at(dy, i), at(x, i), factors, at_out(dx, i), shape.inner,
-                                 channels, c)
+    for o in range(n_rows):
+        d = 0
+        for c in range(channels):
+            i = row + (o * channels + c) * shape.inner
+            if c == doubles[d]:
+                input_gradient_double(at(dy, i), at(x, i), at_out(dx, i), shape.inner, True,
+                                      gain_of(gain, c), means[c], means[padded + c], statistics, c)
+                d += 1
+            else:
+                input_gradient_plane(at(dy, i), at(x, i), factors, at_out(dx, i), shape.inner,
+                                     channels, c)
 
 
 cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const char *counted,
@@ -878,8 +963,8 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
                        vreal *dgain, vreal *dbias, Shape shape, Statistics statistics,
                        Py_ssize_t padded, int n_threads) noexcept nogil:
     cdef Py_ssize_t channels = shape.channels
-    cdef Py_ssize_t b, c, i
-    cdef double sum1, sum2
+    cdef Py_ssize_t c, i
+    cdef double sum1, sum2, scale, center
     # First the offset of xhat, of which gain is no part; then SCALE, of which it is.
     scale_channels(<const vreal *>NULL, <const vreal *>NULL, at_out(factors, MEAN * channels),
                    at_out(factors, RSTD * channels), at_out(factors, OFFSET * channels),
@@ -893,31 +978,31 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
     else:
         for i in prange(n_items(&shape), schedule="static", num_threads=n_threads):
             sums_item(dy, x, gain, factors, scratch, &shape, &statistics, padded, i)
+    # From here on the first block's scratch holds the sums, and then the means.
+    add_blocks(scratch, &shape, padded)
     for c in range(channels):
-        sum1 = 0
-        sum2 = 0
-        for b in range(n_blocks(&shape)):
-            sum1 += scratch[3 * b * padded + c]
-            sum2 += scratch[(3 * b + 1) * padded + c]
-        vput(dbias, c, sum1)
+        vput(dbias, c, scratch[c])
         if dgain != NULL:
-            vput(dgain, c, sum2)
-        # From here on the first block's scratch holds the two means.
-        sum1 = sum1 / n
-        sum2 = sum2 / n
+            vput(dgain, c, scratch[padded + c])
+        sum1 = scratch[c] / n
+        sum2 = scratch[padded + c] / n
         scratch[c] = sum1
         scratch[padded + c] = sum2
-        vput(factors, MINUS_S2 * channels + c, -sum2)
-        vput(factors, S1_HI * channels + c, sum1)
-        vput(factors, S1_LO * channels + c, sum1 - vround(sum1, x))
+        scale = gain_of(gain, c) * statistics.rstd[c]
+        center = vround(sum1, x)
+        vput(factors, CENTER * channels + c, center)
+        vput(factors, SLOPE * channels + c, -scale * sum2 * statistics.rstd[c])
+        vput(factors, LEVEL * channels + c,
+             -scale * ((sum1 - center) + sum2 * vget(factors, OFFSET * channels + c)))
     if n_threads == 1:
-        for i in range(shape.outer):
-            input_gradient_item(dy, x, gain, factors, doubles, scratch, dx, &shape, &statistics,
-                                padded, i, counted == NULL or counted[i] != 0)
+        for i in range((shape.outer + OUTER - 1) // OUTER):
+            input_gradient_item(dy, x, gain, factors, doubles, scratch, dx, counted, &shape,
+                                &statistics, padded, i)
     else:
-        for i in prange(shape.outer, schedule="static", num_threads=n_threads):
-            input_gradient_item(dy, x, gain, factors, doubles, scratch, dx, &shape, &statistics,
-                                padded, i, counted == NULL or counted[i] != 0)
+        for i in prange((shape.outer + OUTER - 1) // OUTER, schedule="static",
+                        num_threads=n_threads):
+            input_gradient_item(dy, x, gain, factors, doubles, scratch, dx, counted, &shape,
+                                &statistics, padded, i)
 
 
 def batch_norm_backward(dy, x, mean, rest, rstd, gain, counted, double n, factors, doubles, scratch,

@@ -187,13 +187,13 @@ cdef inline void quick_moments(
         good[r] = 1e-30 < var < 1e30 and c * c <= var
 
 
-cdef inline void sums_from_first(const vreal *x, Py_ssize_t n,
-                                 double *sum_d, double *sum_d2) noexcept nogil:
-    """Sums of d and of d**2, d = x - x[0], in double."""
+cdef inline void sums_wide(const vreal *x, Py_ssize_t n, double shift,
+                           double *sum_d, double *sum_d2) noexcept nogil:
+    """Sums of d and of d**2, d = x - shift, in double."""
     cdef vf64 acc1[MAX_WIDE_VECS]
     cdef vf64 acc2[MAX_WIDE_VECS]
     cdef vf64 parts[MAX_PARTS]
-    cdef vf64 minus_first = vf64_set(-vget(x, 0))
+    cdef vf64 minus_shift = vf64_set(-shift)
     cdef vf64 one = vf64_set(1)
     cdef vf64 d
     cdef int k, p, n_parts, slot
@@ -209,7 +209,7 @@ cdef inline void sums_from_first(const vreal *x, Py_ssize_t n,
             n_parts = vload_wide(at(x, i + k * width), parts)
             for p in range(n_parts):
                 # A subtraction, on the ports of the multiplier: those of the adder are full.
-                d = vfma(parts[p], one, minus_first)
+                d = vfma(parts[p], one, minus_shift)
                 slot = (k * n_parts + p) % wide_vecs(x)
                 acc1[slot] = acc1[slot] + d
                 acc2[slot] = vfma(d, d, acc2[slot])
@@ -219,7 +219,7 @@ cdef inline void sums_from_first(const vreal *x, Py_ssize_t n,
             left = n - i - k * width
             n_parts = vwiden(vload_first(at(x, i + k * width), left), parts)
             for p in range(n_parts):
-                d = vfirst(parts[p] + minus_first, left - p * VF64_LANES)
+                d = vfirst(parts[p] + minus_shift, left - p * VF64_LANES)
                 slot = (k * n_parts + p) % wide_vecs(x)
                 acc1[slot] = acc1[slot] + d
                 acc2[slot] = vfma(d, d, acc2[slot])
@@ -303,7 +303,7 @@ cdef inline void merge_row(Merged *all, const vreal *x, Py_ssize_t n) noexcept n
         count = min(chunk, n - i)
         if vreal is vf32:
             m = vget(x, i)
-            sums_from_first(at(x, i), count, &sum_d, &sum_d2)
+            sums_wide(at(x, i), count, m, &sum_d, &sum_d2)
         else:
             m = coarse_mean(at(x, i), count)
             sums_about(at(x, i), count, m, &sum_d, &sum_d2)
