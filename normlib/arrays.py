@@ -1,13 +1,14 @@
 """Checks of arrays and settings, and the views in which kernels take them."""
 
 import math
+import numbers
 import operator
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from normlib.errors import DTypeError, ParameterError, ShapeError
 
@@ -17,6 +18,12 @@ Axis = int | Sequence[int]
 SINGLE = np.dtype(np.float32)
 DOUBLE = np.dtype(np.float64)
 
+# The most elements of float64 that an array can have.
+MAX_SIZE = sys.maxsize // 8
+
+
+# ---- arrays --------------------------------------------------------------------------------------
+
 
 def as_float(x: ArrayLike, name: str) -> Array:
     """x as an aligned array of native float32 or float64, copied only if it must be."""
@@ -25,7 +32,7 @@ def as_float(x: ArrayLike, name: str) -> Array:
             f"{name} must be a plain array; got a masked one. Fill it first, for example with "
             f"{name}.filled(0), or pass mask= where the function has it"
         )
-    array = np.asarray(x)
+    array = as_array(x, name)
     dtype = array.dtype
     if dtype is not SINGLE and dtype is not DOUBLE:
         if dtype.kind != "f" or dtype.itemsize not in (4, 8):
@@ -37,6 +44,25 @@ def as_float(x: ArrayLike, name: str) -> Array:
     return array if array.flags.aligned else array.copy()
 
 
+def as_array(value: ArrayLike, name: str) -> Array:
+    """value as an array of any type; DTypeError for lists that make none."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise DTypeError(
+            f"{name} must be an array, or nested lists whose lengths agree; got "
+            f"{type(value).__name__} that NumPy cannot convert ({error})"
+        ) from error
+
+
+def as_dtype(array: Array, dtype: DTypeLike) -> Array:
+    """array as a C-contiguous one of that dtype; what is too large for it becomes Inf, silently."""
+    if array.dtype == dtype:
+        return np.asarray(array, order="C")
+    with np.errstate(all="ignore"):
+        return np.asarray(array, dtype, order="C")
+
+
 def as_like(
     value: ArrayLike | None, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], what: str
 ) -> Array | None:
@@ -46,7 +72,7 @@ def as_like(
     array = as_float(value, name)
     if array.shape != shape:
         raise ShapeError(f"{name} must have shape {shape} to match {what}; got {array.shape}")
-    return np.ascontiguousarray(array, dtype=dtype)
+    return as_dtype(array, dtype)
 
 
 def required_like(
@@ -59,55 +85,11 @@ def required_like(
     return array
 
 
-def check_eps(eps: float) -> float:
-    """eps as a float; ParameterError unless it is finite and at least 0."""
-    try:
-        value = float(eps)
-    except (TypeError, ValueError):
-        raise ParameterError(f"eps must be a finite number of at least 0; got {eps!r}") from None
-    if not (value >= 0 and math.isfinite(value)):
-        raise ParameterError(f"eps must be a finite number of at least 0; got {eps!r}")
-    return value
-
-
-def check_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
-    """The axes as sorted, non-negative integers."""
-    if ndim == 0:
-        raise ShapeError("x must have at least one axis to normalize over; got a scalar")
-    try:
-        axes = normalize_axis_tuple(axis, ndim)
-    except TypeError:
-        raise ParameterError(f"axis must be an integer or a tuple of them; got {axis!r}") from None
-    except ValueError as error:
-        raise ShapeError(
-            f"axis must name different axes of x, from {-ndim} to {ndim - 1}; "
-            f"got {axis!r} ({error})"
-        ) from None
-    if not axes:
-        raise ShapeError("axis must name at least one axis of x; got an empty tuple")
-    return tuple(sorted(axes))
-
-
-def check_channel_axis(channel_axis: int, ndim: int) -> int:
-    """channel_axis as a non-negative integer."""
-    if ndim == 0:
-        raise ShapeError("x must have a channel axis; got a scalar")
-    try:
-        return normalize_axis_index(operator.index(channel_axis), ndim)
-    except TypeError:
-        raise ParameterError(f"channel_axis must be an integer; got {channel_axis!r}") from None
-    except ValueError:
-        raise ShapeError(
-            f"channel_axis must be from {-ndim} to {ndim - 1} for x of {ndim} axes; "
-            f"got {channel_axis}"
-        ) from None
-
-
 def check_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
     """mask as a C-contiguous boolean array of that shape."""
     if mask is None:
         return None
-    array = np.asarray(mask)
+    array = as_array(mask, "mask")
     if array.dtype != np.bool_:
         raise DTypeError(f"mask must be boolean; got {array.dtype}. Compare, for example mask != 0")
     if array.shape != shape:
@@ -118,17 +100,40 @@ def check_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
 
 
 def check_out(out: Array | None, x: Array) -> None:
-    """Refuse an out that cannot hold the result for x."""
+    """Refuse an out that cannot hold the result for x; it may have either byte order."""
     if out is None:
         return
     if not isinstance(out, np.ndarray):
         raise DTypeError(f"out must be a NumPy array; got {type(out).__name__}")
-    if out.dtype != x.dtype:
+    if isinstance(out, np.ma.MaskedArray):
+        raise DTypeError("out must be a plain array; got a masked one. Pass its data, out.data")
+    if out.dtype not in (x.dtype, x.dtype.newbyteorder()):
         raise DTypeError(f"out must have x's dtype, {x.dtype}; got {out.dtype}")
     if out.shape != x.shape:
         raise ShapeError(f"out must have x's shape, {x.shape}; got {out.shape}")
     if not out.flags.writeable:
         raise ParameterError("out must be writeable; got a read-only array")
+    if _overlaps_itself(out):
+        raise ParameterError(
+            f"out must have memory of its own for every element; got strides {out.strides} for "
+            f"shape {out.shape}. Make a new array, for example np.empty_like(x)"
+        )
+
+
+def _overlaps_itself(array: Array) -> bool:
+    """Whether elements share memory, as in what np.broadcast_to returns.
+
+    An array that was sliced or transposed nests: no axis reaches as far as one step of the next.
+    """
+    if array.flags.c_contiguous or array.size == 0:
+        return False
+    steps = zip(map(abs, array.strides), array.shape, strict=True)
+    reach = 0  # from the first element to the last over the axes so far, in bytes
+    for stride, n in sorted(step for step in steps if step[1] > 1):
+        if stride < reach + array.itemsize:
+            return True
+        reach += stride * (n - 1)
+    return False
 
 
 def writable_directly(out: Array, x: Array, *others: Array | None) -> bool:
@@ -143,3 +148,79 @@ def writable_directly(out: Array, x: Array, *others: Array | None) -> bool:
     ):
         return False
     return not any(other is not None and np.may_share_memory(out, other) for other in others)
+
+
+# ---- settings ------------------------------------------------------------------------------------
+
+
+def as_integer(name: str, value: Any, *, minimum: int, maximum: int | None = None) -> int:
+    """Return `value` as an int, or say why argument `name` cannot be that."""
+    try:
+        integer = _index(value)
+    except TypeError:
+        integer = minimum - 1
+    if integer < minimum:
+        raise ParameterError(f"{name} must be an integer of at least {minimum}; got {value!r}")
+    if maximum is not None and integer > maximum:
+        raise ParameterError(f"{name} must be at most {maximum}; got {value!r}")
+    return integer
+
+
+def _index(value: Any) -> int:
+    """value as an int; TypeError for what is no integer, True and False included."""
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
+
+
+def is_real(value: object) -> bool:
+    """Whether it is a real number of Python or NumPy: no string, no array, no bool."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_eps(eps: float) -> float:
+    """eps as a float; ParameterError unless it is a real number, finite and at least 0."""
+    try:
+        # float() would take strings, too.
+        value = float(eps) if is_real(eps) else math.nan
+    except OverflowError:
+        value = math.inf
+    if not (value >= 0 and math.isfinite(value)):
+        raise ParameterError(f"eps must be a finite number of at least 0; got {eps!r}")
+    return value
+
+
+def check_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
+    """The axes as sorted, non-negative integers."""
+    if ndim == 0:
+        raise ShapeError("x must have at least one axis to normalize over; got a scalar")
+    try:
+        try:
+            named = [_index(axis)]
+        except TypeError:
+            named = [_index(one) for one in axis]  # type: ignore[union-attr]
+    except TypeError:
+        raise ParameterError(f"axis must be an integer or a tuple of them; got {axis!r}") from None
+    if not named:
+        raise ShapeError("axis must name at least one axis of x; got an empty tuple")
+    axes = {one % ndim for one in named if -ndim <= one < ndim}
+    if len(axes) < len(named):
+        raise ShapeError(
+            f"axis must name different axes of x, from {-ndim} to {ndim - 1}; got {axis!r}"
+        )
+    return tuple(sorted(axes))
+
+
+def check_channel_axis(channel_axis: int, ndim: int) -> int:
+    """channel_axis as a non-negative integer."""
+    if ndim == 0:
+        raise ShapeError("x must have a channel axis; got a scalar")
+    try:
+        axis = _index(channel_axis)
+    except TypeError:
+        raise ParameterError(f"channel_axis must be an integer; got {channel_axis!r}") from None
+    if not -ndim <= axis < ndim:
+        raise ShapeError(
+            f"channel_axis must be from {-ndim} to {ndim - 1} for x of {ndim} axes; got {axis}"
+        )
+    return axis % ndim

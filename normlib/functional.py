@@ -14,6 +14,7 @@ from normlib import _kernels
 from normlib.arrays import (
     Array,
     Axis,
+    as_dtype,
     as_float,
     as_like,
     check_axes,
@@ -37,6 +38,11 @@ __all__ = [
 ]
 
 
+# CPython has one object for each small integer, so `is` finds the usual axis at once, and neither
+# -1.0 nor an array. Anything that it misses is checked, and takes the longer way.
+_LAST = -1
+
+
 # ---- layer normalization -------------------------------------------------------------------------
 
 
@@ -51,7 +57,7 @@ class _Rows(NamedTuple):
 
     @classmethod
     def of(cls, x: Array, axis: Axis) -> "_Rows":
-        if axis == -1 and x.ndim > 0:
+        if axis is _LAST and x.ndim > 0:
             order = tuple(range(x.ndim))
             return cls(order, x.shape[:-1], x.shape[-1:], True, "axis -1 of x")
         axes = check_axes(axis, x.ndim)
@@ -139,7 +145,8 @@ def layer_norm(
     eps : float
         Added to the variance; finite and at least 0. With 0, a constant row becomes NaN.
     out : array, optional
-        Where to put the result: of x's shape and type. It may be `x` itself, or overlap any input.
+        Where to put the result: of x's shape and type, in either byte order. It may be `x` itself,
+        or overlap any input.
 
     Returns
     -------
@@ -153,7 +160,7 @@ def layer_norm(
     ShapeError
         If the shape of gain, bias or out does not fit, or an axis does not exist.
     ParameterError
-        If eps is negative or not finite, or out is read-only.
+        If eps is negative or not finite, or out is read-only or has elements that share memory.
 
     References
     ----------
@@ -166,7 +173,7 @@ def layer_norm(
     >>> normlib.layer_norm(np.array([[1.0, 2.0, 3.0]]), eps=0).round(3)
     array([[-1.225,  0.   ,  1.225]])
     """
-    if axis == -1:
+    if axis is _LAST:
         y = _kernels.layer_norm.layer_norm_plain(x, gain, bias, eps, out, threads_for)
         if y is not None:
             return y
@@ -289,6 +296,8 @@ class _Channels(NamedTuple):
     def of(cls, x: Array, channel_axis: int, *, last: bool = False) -> "_Channels":
         axis = check_channel_axis(channel_axis, x.ndim)
         n = x.shape[axis]
+        if n == 1 and not last:
+            return cls(axis, 1, False, (1, 1, x.size))
         if last:
             return cls(axis, n, True, (math.prod(x.shape[:axis] + x.shape[axis + 1 :]), n, 1))
         return cls(axis, n, False, (math.prod(x.shape[:axis]), n, math.prod(x.shape[axis + 1 :])))
@@ -334,7 +343,11 @@ def _normalize_channels(
     out: Array | None,
 ) -> Array:
     """Normalize values, the view of x, by statistics (mean, its rest or None, rstd)."""
-    direct = not view.last and out is not None and writable_directly(out, values, gain, bias)
+    direct = (
+        not view.last
+        and out is not None
+        and writable_directly(out, values, gain, bias, *statistics)
+    )
     y = out.reshape(view.shape) if direct and out is not None else np.empty_like(values)
     factors = np.empty((3, view.n_channels), x.dtype)
     doubles = np.empty(view.n_channels + 1, np.intp)
@@ -345,11 +358,21 @@ def _normalize_channels(
 
 
 def _rstd(var: Array, eps: float) -> Array:
-    if np.any(var < 0):
-        raise ParameterError(f"var must be at least 0; got {var.min()}")
-    with np.errstate(divide="ignore"):
-        rstd: Array = 1 / np.sqrt(var + eps)
+    rstd = np.empty_like(var)
+    negative = _kernels.batch_norm.reciprocal_std(var, rstd, eps)
+    if negative >= 0:
+        raise ParameterError(f"var must be at least 0; got {var[negative]} for channel {negative}")
     return rstd
+
+
+def _statistics(sample: Array, eps: float) -> tuple[Array, Array, Array, Array]:
+    """mean, what it lacks for being a double, var and rstd of each channel of (outer, C, inner)."""
+    mean, rest, var, rstd = (np.empty(sample.shape[1]) for _ in range(4))
+    scratch = np.empty(_kernels.batch_norm.scratch_shape(*sample.shape))
+    _kernels.batch_norm.batch_moments(
+        sample, scratch, mean, rest, var, rstd, eps, threads_for(sample.size)
+    )
+    return mean, rest, var, rstd
 
 
 def batch_norm(
@@ -380,7 +403,8 @@ def batch_norm(
     eps : float
         Added to the variance; finite and at least 0.
     out : array, optional
-        Where to put the result: of x's shape and type. It may be `x` itself, or overlap any input.
+        Where to put the result: of x's shape and type, in either byte order. It may be `x` itself,
+        or overlap any input.
 
     Returns
     -------
@@ -393,7 +417,8 @@ def batch_norm(
     ShapeError
         If the shape of an argument does not fit, or the axis does not exist.
     ParameterError
-        If eps or a variance is negative, eps is not finite, or out is read-only.
+        If eps or a variance is negative, eps is not finite, or out is read-only or has elements
+        that share memory.
 
     References
     ----------
@@ -464,6 +489,12 @@ def batch_norm_forward(
     ShapeError
         As for `batch_norm`; also if fewer than two values per channel are left.
 
+    Notes
+    -----
+    The variance of float64 values beyond about 1e154 overflows. `y` is right all the same, but what
+    is made from the variance is not: with Inf, `batch_norm_backward` returns a `dx` of zeros, and
+    `batch_norm` the bias alone. `layer_norm`, which returns `rstd`, has no such limit.
+
     Examples
     --------
     >>> import numpy as np
@@ -483,15 +514,11 @@ def batch_norm_forward(
         _require_two(view.values, f"in x of shape {x.shape}")
     else:
         _require_two(int(counted.sum()), "under the mask")
-    mean, rest, var, rstd = np.empty((4, view.n_channels))
-    if x.size == 0:
-        return np.empty(x.shape, x.dtype) if out is None else out, mean, var
+    if x.size == 0:  # no channels
+        return np.empty(x.shape, x.dtype) if out is None else out, np.empty(0), np.empty(0)
     values = view.flatten(x)
     sample = values if counted is None else values[counted.ravel()]
-    scratch = np.empty(_kernels.batch_norm.scratch_shape(*sample.shape))
-    _kernels.batch_norm.batch_moments(
-        sample, scratch, mean, rest, var, rstd, eps, threads_for(sample.size)
-    )
+    mean, rest, var, rstd = _statistics(sample, eps)
     y = _normalize_channels(x, view, values, (mean, rest, rstd), gain, bias, out)
     return y, mean, var
 
@@ -522,7 +549,8 @@ def batch_norm_backward(
     dy : array of x's shape
         Gradient of the loss by `y`; cast to x's type.
     x, gain, channel_axis, eps, mask
-        As they were given to `batch_norm_forward`.
+        As they were given to `batch_norm_forward`. Where mask is False and dy is 0 in every
+        channel, as in padding, x has no effect and may even be NaN; dx is 0 there.
     mean, var : arrays (C,)
         As it returned them.
 
@@ -561,13 +589,32 @@ def batch_norm_backward(
     dbias = np.zeros(view.n_channels, x.dtype)
     if x.size == 0:
         return np.empty(x.shape, x.dtype), dgain, dbias
-    values = view.flatten(x)
+    values, dvalues = view.flatten(x), view.flatten(dy)
+    rest = None
+    if x.dtype == np.float64:
+        # Where the mean dwarfs the spread, a double has no room for what the deviations need.
+        sample = values if counted is None else values[counted.ravel()]
+        same_mean, rest, _, _ = _statistics(sample, eps)
+        rest[same_mean != mean] = 0
     dx = np.empty_like(values)
     factors = np.empty((7, view.n_channels), x.dtype)
     doubles = np.empty(view.n_channels + 1, np.intp)
     scratch = np.empty(_kernels.batch_norm.scratch_shape(*values.shape))
-    _kernels.batch_norm.batch_norm_backward(
-        view.flatten(dy), values, mean, None, rstd, gain, counted, n, factors, doubles, scratch,
-        dx, dgain, dbias, threads_for(x.size),
-    )  # fmt: skip
+
+    def run(values: Array) -> None:
+        _kernels.batch_norm.batch_norm_backward(
+            dvalues, values, mean, rest, rstd, gain, counted, n, factors, doubles, scratch,
+            dx, dgain, dbias, threads_for(x.size),
+        )  # fmt: skip
+
+    run(values)
+    # A NaN in the padding, times its dy of 0, has spread by the sums to every row that counts.
+    if counted is not None and not np.isfinite(dx[np.argmax(counted)]).all():
+        padding = np.flatnonzero(~counted)
+        padding = padding[~dvalues[padding].any(axis=(1, 2))]
+        if padding.size:
+            values = values.copy()
+            values[padding, :, 0] = as_dtype(mean, x.dtype)
+            run(values)
+            dx[padding] = 0
     return view.restore(dx, x), dgain, dbias

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from normlib import _kernels
-from normlib.arrays import Array, Axis, as_float, check_axes
-from normlib.errors import ShapeError
+from normlib.arrays import MAX_SIZE, Array, Axis, as_float, as_integer, check_axes
+from normlib.errors import DTypeError, ShapeError
 from normlib.threads import threads_for
 
 __all__ = ["Moments", "moments"]
@@ -86,6 +86,11 @@ class Moments:
     mean, var : arrays of float64, (F,)
         NaN as long as there were none.
 
+    Raises
+    ------
+    ParameterError
+        If `features` is not an integer of at least 0 (a ``ValueError``).
+
     Examples
     --------
     >>> import numpy as np
@@ -98,22 +103,24 @@ class Moments:
     """
 
     def __init__(self, features: int) -> None:
-        self.features = features
+        self.features = as_integer("features", features, minimum=0, maximum=MAX_SIZE)
         self.count = 0
-        self.mean = np.full(features, np.nan)
-        self.var = np.full(features, np.nan)
+        self.mean = np.full(self.features, np.nan)
+        self.var = np.full(self.features, np.nan)
 
     def update(self, x: ArrayLike) -> None:
         """Add the rows of x (..., F); ShapeError if its last axis has another size."""
         x = as_float(x, "x")
         if x.ndim == 0 or x.shape[-1] != self.features:
             raise ShapeError(f"x must have shape (..., {self.features}); got {x.shape}")
-        rows = x.reshape(-1, self.features)
+        rows = x.reshape(math.prod(x.shape[:-1]), self.features)
         if len(rows):
             self._merge(len(rows), *moments(rows, axis=0))
 
     def merge(self, other: "Moments") -> None:
         """Add all that another accumulator of as many features has seen."""
+        if not isinstance(other, Moments):
+            raise DTypeError(f"other must be Moments; got {type(other).__name__}")
         if other.features != self.features:
             raise ShapeError(f"other must have {self.features} features; got {other.features}")
         if other.count:

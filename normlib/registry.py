@@ -10,7 +10,6 @@ another source, spoils that one name and nothing else. Everything here may be ca
 threads at once.
 """
 
-import difflib
 import functools
 import inspect
 import re
@@ -28,11 +27,13 @@ from normlib.errors import (
     UnknownNormalizerError,
 )
 from normlib.normalizers import BatchNorm, LayerNorm, NoOp, Normalizer
+from normlib.normalizers.arguments import check_arguments, did_you_mean
 
 __all__ = [
     "NormalizerFactory",
     "NormalizerLike",
     "available",
+    "check_arguments",
     "create",
     "register",
     "registered_name",
@@ -139,6 +140,8 @@ def create(name: str, features: int, **config: Any) -> Normalizer:
         If several sources offer it (a ``ValueError``).
     PluginError
         If the plugin that offers it cannot be loaded or is not a normalizer (a ``ValueError``).
+    ParameterError
+        If the class does not take an argument, or refuses its value (a ``ValueError``).
 
     Examples
     --------
@@ -146,7 +149,9 @@ def create(name: str, features: int, **config: Any) -> Normalizer:
     >>> normlib.create("layer", 64, eps=1e-6)
     LayerNorm(features=64, gain=True, bias=True, eps=1e-06, dtype='float32')
     """
-    return _find(name)(features, **config)
+    cls = _find(name)
+    check_arguments(cls, config)
+    return cls(features, **config)
 
 
 def available() -> list[str]:
@@ -203,7 +208,8 @@ def resolve(norm: NormalizerLike) -> NormalizerFactory:
             "a normalizer must be given as a registered name, a class derived from Normalizer, a "
             f"factory f(features, **config), or None; got {norm!r}"
         )
-    return functools.partial(_call_factory, norm)
+    # With the signature of norm, for check_arguments.
+    return functools.update_wrapper(functools.partial(_call_factory, norm), norm)
 
 
 def registered_name(cls: type[Normalizer]) -> str:
@@ -252,9 +258,8 @@ def _find(name: str) -> type[Normalizer]:
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"unknown normalizer {name!r}.{hint} Known: {', '.join(map(repr, known))}"
+    known_names = ", ".join(map(repr, known))
+    return f"unknown normalizer {name!r}.{did_you_mean(name, known)} Known: {known_names}"
 
 
 def _conflict(

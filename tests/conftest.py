@@ -6,13 +6,11 @@ import pytest
 import normlib
 from normlib import _kernels, threads
 
-KERNELS = ["batch_norm", "cells", "layer_norm", "moments", "product"]
-
 
 @pytest.fixture(params=_kernels.available_levels())
 def cpu_level(request, monkeypatch):
     """Each CPU level that this machine can run, for all kernels."""
-    for name in KERNELS:
+    for name in _kernels.KERNELS:
         monkeypatch.setattr(_kernels, name, _kernels.load(name, request.param))
     return request.param
 

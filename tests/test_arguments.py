@@ -1,6 +1,7 @@
 """What the functional API takes and refuses: layouts, dtypes, shapes, out, empty arrays."""
 
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -124,6 +125,48 @@ def test_out(name, rng):
     np.testing.assert_array_equal(out, expected)
 
 
+@pytest.mark.parametrize("dtype", [">f4", "<f4", ">f8"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_out_may_be_x_of_any_byte_order(name, dtype, rng):
+    x = rng.standard_normal((7, 6)).astype(dtype)
+    expected = FUNCTIONS[name](x)
+    assert FUNCTIONS[name](x, out=x) is x
+    np.testing.assert_array_equal(x, expected)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "var"])
+def test_out_may_lie_over_the_statistics(statistic, rng):
+    # Channels with so large a gain read their mean again in every row.
+    gain = np.array([1e300, 1, 1, 1, 1, 1e300])
+    x = rng.standard_normal((7, 6))
+    expected = normlib.batch_norm(x, MEAN, VAR, gain)
+    statistics = {"mean": MEAN, "var": VAR}
+    for first in (0, 12, 36):
+        out = np.zeros(x.shape)
+        held = out.ravel()[first : first + 6]
+        held[...] = statistics[statistic]
+        normlib.batch_norm(x, **(statistics | {statistic: held}), gain=gain, out=out)
+        np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_out_needs_memory_for_each_element(name):
+    x = np.ones((7, 6), np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(np.zeros(12, np.float32), 6, writeable=True)
+    row = np.lib.stride_tricks.as_strided(np.zeros(6, np.float32), (7, 6), (0, 4))
+    column = np.lib.stride_tricks.as_strided(np.zeros(7, np.float32), (7, 6), (4, 0))
+    for out in (windows, row, column):
+        with pytest.raises(ParameterError, match="out must have memory of its own for every"):
+            FUNCTIONS[name](x, out=out)
+        assert not out.any()
+    for out in (
+        np.zeros((12, 7), np.float32)[::-2].T,
+        np.zeros((7, 6, 3), np.float32)[:, ::-1, 1],
+        np.zeros((9, 9), np.float32)[1:8, 3:],
+    ):
+        assert FUNCTIONS[name](x, out=out) is out
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_bad_out_is_refused_and_left_alone(name, rng):
     x = rng.standard_normal((7, 6)).astype(np.float32)
@@ -131,7 +174,9 @@ def test_bad_out_is_refused_and_left_alone(name, rng):
         (np.zeros((7, 5), np.float32), ShapeError, "out must have x's shape, (7, 6); got (7, 5)"),
         (np.zeros((7, 6)), DTypeError, "out must have x's dtype, float32; got float64"),
         (read_only(np.zeros((7, 6), np.float32)), ParameterError, "out must be writeable"),
+        (np.zeros((7, 6), ">f8"), DTypeError, "out must have x's dtype, float32; got >f8"),
         ([[0.0] * 6] * 7, DTypeError, "out must be a NumPy array; got list"),
+        (np.ma.zeros((7, 6), np.float32), DTypeError, "out must be a plain array; got a masked"),
     ]:
         with pytest.raises(error, match=re.escape(message)):
             FUNCTIONS[name](x, out=out)
@@ -157,16 +202,41 @@ def test_lists_of_floats_are_float64():
     )
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_is_too_large_for_float32_becomes_inf(name):
+    x = np.linspace(-1, 1, 42, dtype=np.float32).reshape(7, 6)
+    np.testing.assert_array_equal(FUNCTIONS[name](x, bias=np.full(6, 1e300)), np.inf)
+    assert not np.isfinite(FUNCTIONS[name](x, gain=np.full(6, 1e300))).any()
+
+
+def test_ragged_lists_are_refused():
+    ragged = [[1.0, 2.0], [3.0]]
+    with pytest.raises(DTypeError, match="x must be an array, or nested lists whose lengths agree"):
+        normlib.layer_norm(ragged)
+    with pytest.raises(DTypeError, match="mask must be an array, or nested lists"):
+        normlib.batch_norm_forward(np.ones((2, 2)), mask=[[True], True])
+
+
 def test_masked_arrays_are_refused():
     with pytest.raises(DTypeError, match="must be a plain array; got a masked one"):
         normlib.layer_norm(np.ma.masked_equal(np.eye(3), 0))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("eps", [-1e-5, -1, np.nan, np.inf, None, "small"])
+@pytest.mark.parametrize(
+    "eps",
+    [-1e-5, -1, np.nan, np.inf, None, "small", "1e-5", b"1", True, np.True_, 10**400, 1j, [1e-5]],
+)
 def test_bad_eps_is_refused(name, eps):
     with pytest.raises(ParameterError, match="eps must be a finite number of at least 0; got"):
         FUNCTIONS[name](np.ones((7, 6), np.float32), eps=eps)
+
+
+@pytest.mark.parametrize("eps", [1, np.float32(0.5), np.int64(1), Fraction(1, 2)])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_eps_is_any_real_number(name, eps, rng):
+    x = rng.standard_normal((7, 6))
+    np.testing.assert_array_equal(FUNCTIONS[name](x, eps=eps), FUNCTIONS[name](x, eps=float(eps)))
 
 
 def test_zero_eps_is_allowed():
@@ -204,16 +274,52 @@ def test_parameters_are_cast_to_the_dtype_of_x(rng):
         np.testing.assert_array_equal(y, f(x, gain=gain.astype(np.float32)))
 
 
-@pytest.mark.parametrize("axis", [2, -3, (0, 0), (0, -2), (), 1.5, "last", None, (0, 5)])
-def test_bad_axes_are_refused(axis):
-    x = np.ones((3, 4))
-    error = (ShapeError, ParameterError)
-    for f in (normlib.layer_norm, normlib.layer_norm_forward, normlib.moments):
-        with pytest.raises(error, match="axis"):
-            f(x, axis=axis)
+AXIS_FUNCTIONS = [
+    normlib.layer_norm,
+    normlib.layer_norm_forward,
+    normlib.moments,
+    lambda x, axis: normlib.layer_norm_backward(x, x, np.zeros(3), np.ones(3), axis=axis),
+]
 
 
-@pytest.mark.parametrize("channel_axis", [2, -3, 1.0, None, (0,)])
+@pytest.mark.parametrize(
+    "axis", [-1.0, 1.5, True, False, (True,), "last", "1", None, np.array([True, False])]
+)
+@pytest.mark.parametrize("function", AXIS_FUNCTIONS)
+def test_an_axis_must_be_an_integer(function, axis):
+    with pytest.raises(ParameterError, match="axis must be an integer or a tuple of them; got"):
+        function(np.ones((3, 4)), axis=axis)
+
+
+@pytest.mark.parametrize("axis", [2, -3, (0, 0), (0, -2), (), (0, 5), 2**40, -(2**70), (0, 2**40)])
+@pytest.mark.parametrize("function", AXIS_FUNCTIONS)
+def test_an_axis_must_be_one_of_x(function, axis):
+    with pytest.raises(ShapeError, match="axis must name"):
+        function(np.ones((3, 4)), axis=axis)
+
+
+@pytest.mark.parametrize("axes", [np.array([0, 2]), [0, 2], [np.int64(-1), -3], np.array([-1, 0])])
+def test_axes_come_in_any_sequence(axes, rng):
+    x = rng.standard_normal((3, 4, 5))
+    y, mean, rstd = normlib.layer_norm_forward(x, axis=(0, 2))
+    np.testing.assert_array_equal(normlib.layer_norm(x, axis=axes), y)
+    np.testing.assert_array_equal(normlib.layer_norm_forward(x, axis=axes)[0], y)
+    np.testing.assert_array_equal(normlib.moments(x, axes)[0], mean)
+    for a, b in zip(
+        normlib.layer_norm_backward(x, x, mean, rstd, axis=axes),
+        normlib.layer_norm_backward(x, x, mean, rstd, axis=(0, 2)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("axis", [np.int64(-1), np.array(-1), np.array([-1]), [-1]])
+def test_the_last_axis_in_other_guise(axis, rng):
+    x = rng.standard_normal((3, 4))
+    np.testing.assert_array_equal(normlib.layer_norm(x, axis=axis), normlib.layer_norm(x))
+
+
+@pytest.mark.parametrize("channel_axis", [2, -3, 1.0, None, (0,), True, 2**40, -(2**70)])
 def test_bad_channel_axis_is_refused(channel_axis):
     with pytest.raises((ShapeError, ParameterError), match="channel_axis must be"):
         normlib.batch_norm_forward(np.ones((3, 4)), channel_axis=channel_axis)

@@ -6,6 +6,7 @@ import pytest
 import normlib
 import reference
 from gradcheck import assert_gradient
+from normlib import _kernels
 from reference import INPUTS, batch_axes, ulps
 
 # (shape, channel axis): columns and planes, whole blocks and parts of them.
@@ -152,12 +153,36 @@ def test_backward_against_oracle(cpu_level, n_threads, dtype, rng):
         expected, gain_terms, bias_terms = reference.layer_norm_backward(
             dy, x, reference.along(gain, x, channel_axis), axes
         )
-        eps = np.finfo(dtype).eps * (100 if dtype == np.float64 else 1)
+        eps = np.finfo(dtype).eps
         rstd = 1 / np.sqrt(var.min() + 1e-5)
         assert np.abs(dx - expected).max() <= 16 * eps * rstd * np.abs(dy).max()
         assert (np.abs(dbias - bias_terms.sum(axes)) <= 4 * eps * np.abs(dy).sum(axes)).all()
         bound = 8 * eps * np.maximum(1, np.abs(gain_terms)).sum(axes)
         assert (np.abs(dgain - gain_terms.sum(axes)) <= bound).all()
+
+
+@pytest.mark.parametrize("mean", [1e4, 1e8, 1e12])
+@pytest.mark.parametrize("masked", [False, True])
+def test_float64_backward_where_the_mean_dwarfs_the_spread(cpu_level, mean, masked, rng):
+    """A float64 mean has no room for what the deviations need."""
+    x = mean + rng.standard_normal((64, 5))
+    dy = rng.standard_normal((64, 5))
+    mask = np.ones(64, bool) if masked else None
+    gain = np.ones(5)
+    _, mean_x, var = normlib.batch_norm_forward(x, mask=mask)
+    dx, dgain, _ = normlib.batch_norm_backward(dy, x, mean_x, var, gain, mask=mask)
+    expected, gain_terms, _ = reference.layer_norm_backward(dy, x, gain, (0,))
+    np.testing.assert_allclose(dx, expected.astype(float), rtol=0, atol=2e-14)
+    np.testing.assert_allclose(dgain, gain_terms.sum(0).astype(float), rtol=0, atol=1e-13)
+
+
+def test_scratch_stays_below_the_input():
+    for shape in [(10**6, 1, 1), (10**6, 3, 1), (10**5, 2, 5), (1000, 100, 1), (10**5, 1, 2)]:
+        scratch = _kernels.batch_norm.scratch_shape(*shape)
+        assert np.prod(scratch) * 8 <= np.prod(shape) * 4
+    for shape in [(10**6, 1), (10**6, 3), (10**4, 100)]:
+        scratch = _kernels.layer_norm.layer_norm_backward_scratch(*shape)
+        assert np.prod(scratch) * 8 <= np.prod(shape) * 4
 
 
 def test_mask_leaves_rows_out_of_the_statistics(cpu_level, rng):

@@ -5,7 +5,7 @@ import pytest
 
 import normlib
 import reference
-from normlib.errors import ShapeError
+from normlib.errors import DTypeError, ParameterError, ShapeError
 from reference import INPUTS
 
 
@@ -64,3 +64,28 @@ def test_stream_refuses_other_features():
     with pytest.raises(ShapeError, match="other must have 6 features; got 5"):
         seen.merge(normlib.Moments(5))
     assert seen.count == 0
+
+
+@pytest.mark.parametrize("features", [-1, 2.5, True, "a", None, 2**70])
+def test_features_must_be_a_size(features):
+    with pytest.raises(ParameterError, match="features must be"):
+        normlib.Moments(features)
+
+
+def test_stream_of_no_features():
+    seen = normlib.Moments(0)
+    seen.update(np.zeros((5, 0)))
+    seen.update(np.zeros((2, 3, 0)))
+    assert seen.count == 11
+    assert seen.mean.shape == seen.var.shape == (0,)
+
+
+@pytest.mark.parametrize("other", [None, 3, np.zeros(6)])
+def test_only_moments_can_be_merged(other):
+    with pytest.raises(DTypeError, match="other must be Moments; got"):
+        normlib.Moments(6).merge(other)
+
+
+def test_ragged_lists_are_refused():
+    with pytest.raises(DTypeError, match="x must be an array, or nested lists whose lengths agree"):
+        normlib.Moments(2).update([[1.0, 2.0], [3.0]])

@@ -66,10 +66,14 @@ def test_traits():
         ({"features": True}, ParameterError, "features must be an integer"),
         ({"features": 2.0}, ParameterError, "features must be an integer"),
         ({"features": "3"}, ParameterError, "features must be an integer"),
+        ({"features": 2**70}, ParameterError, r"features must be at most \d+; got 118"),
         ({"eps": -1e-5}, ParameterError, "eps must be a finite number of at least 0"),
         ({"eps": float("nan")}, ParameterError, "eps must be"),
         ({"eps": float("inf")}, ParameterError, "eps must be"),
         ({"eps": "small"}, ParameterError, "eps must be"),
+        ({"eps": "1e-5"}, ParameterError, "eps must be"),
+        ({"eps": True}, ParameterError, "eps must be"),
+        ({"eps": 10**400}, ParameterError, "eps must be"),
         ({"gain": np.ones(3)}, ParameterError, "gain says whether there is one"),
         ({"bias": None}, ParameterError, "bias says whether there is one"),
         ({"dtype": "int64"}, DTypeError, "dtype must be float32 or float64"),
@@ -83,15 +87,15 @@ def test_wrong_settings_are_refused(cls, setting, error, message):
         cls(**{"features": 3, **setting})
 
 
-@pytest.mark.parametrize("momentum", [-0.1, 1.1, float("nan"), "fast"])
+@pytest.mark.parametrize("momentum", [-0.1, 1.1, float("nan"), "fast", True, False, 1j])
 def test_wrong_momentum_is_refused(momentum):
     with pytest.raises(ParameterError, match=r"momentum must be in \[0, 1\], or None"):
         BatchNorm(3, momentum=momentum)
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1.5, True])
+@pytest.mark.parametrize("steps", [0, -1, 1.5, True, 2**62])
 def test_wrong_steps_are_refused(steps):
-    with pytest.raises(ParameterError, match="steps must be an integer of at least 1"):
+    with pytest.raises(ParameterError, match=r"steps must be (an integer|at most)"):
         BatchNorm(3, steps=steps)
 
 
@@ -150,6 +154,16 @@ def test_floating_point_input_is_cast_to_the_own_dtype(cls, source):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("dtype", ["float32", ">f4"])
+def test_input_may_be_the_output(cls, dtype):
+    x = rows(4, 3).astype(dtype)
+    norm = cls(3)
+    want = norm(x)
+    assert norm(x, out=x) is x
+    np.testing.assert_array_equal(x, want)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
 def test_nested_lists_are_input_too(cls):
     assert cls(2)([[1.0, 2.0], [3.0, 4.0]]).shape == (2, 2)
 
@@ -193,6 +207,34 @@ def test_a_wrong_gradient_is_refused(cls):
         norm.backward(np.ones((4, 3), int), cache)
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_cache_of_another_normalizer_is_refused(cls):
+    norm, dy = cls(3, dtype="float64"), rows(4, 3)
+    others = [other(3, dtype="float64").forward(dy)[1] for other in CLASSES if other is not cls]
+    own = f"cache must be what forward of this {cls.__name__} returned beside y"
+    for cache in [None, (), dy, dy.shape, *others]:
+        with pytest.raises(ParameterError, match=f"{own}; got an object of <class"):
+            norm.backward(dy, cache)
+    _, cache = cls(3).forward(dy)
+    with pytest.raises(ParameterError, match=f"{own}, of dtype float64; got one of float32"):
+        norm.backward(dy, cache)
+    _, cache = cls(5, dtype="float64").forward(rows(4, 5))
+    with pytest.raises(ShapeError, match=f"{own}, of 3 features; got one of 5"):
+        norm.backward(rows(4, 5), cache)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_what_is_too_large_for_float32_becomes_inf(cls):
+    huge = np.full((4, 3), 1e300)
+    norm = cls(3)
+    norm(huge)
+    _, cache = norm.forward(rows(4, 3))
+    norm.backward(huge, cache)
+    if norm.parameters:
+        norm.load_state_dict({**norm.state_dict(), "bias": np.full(3, 1e300)})
+        assert np.isinf(norm.parameters["bias"]).all()
+
+
 # ---- running statistics ---------------------------------------------------------------------
 
 
@@ -222,6 +264,47 @@ def test_momentum_zero_keeps_the_statistics():
     np.testing.assert_array_equal(norm.running_var, np.ones((1, 3)))
 
 
+def test_what_weighs_nothing_leaves_no_trace():
+    with_nan = rows(5, 3)
+    with_nan[2, 1] = np.nan
+    for momentum, batches in ((0, [with_nan]), (1, [with_nan, rows(5, 3)])):
+        norm = BatchNorm(3, momentum=momentum)
+        for batch in batches:
+            norm.forward(batch)
+        assert np.isfinite(norm.running_mean).all()
+        assert np.isfinite(norm.running_var).all()
+        assert norm.num_batches.tolist() == [len(batches)]
+    norm = BatchNorm(3, momentum=None)
+    norm.running_mean[...] = np.nan
+    norm.forward(rows(5, 3))
+    assert np.isfinite(norm.running_mean).all()
+
+
+def test_a_step_that_training_never_reached_uses_the_last_one_that_it_did():
+    norm = BatchNorm(3, momentum=1, steps=6, dtype="float64")
+    x = rows(4, 3, seed=7)
+
+    def check(*read):
+        for step, row in enumerate(read):
+            want = expected(norm, x, norm.running_mean[row], norm.running_var[row])
+            np.testing.assert_allclose(norm(x, step=step), want)
+            y, cache = norm.forward_frozen(x, step=step)
+            np.testing.assert_array_equal(y, norm(x, step=step))
+            dx, _ = norm.backward(np.ones_like(x), cache)
+            np.testing.assert_allclose(dx[0], 1 / np.sqrt(norm.running_var[row] + norm.eps))
+
+    check(0, 1, 2, 3, 4, 5, 5, 5)
+    norm.forward(rows(5, 3, seed=1), step=1)
+    check(0, 1, 1, 1, 1, 1, 1, 1)
+    norm.forward(rows(5, 3, seed=3), step=3)
+    check(0, 1, 1, 3, 3, 3, 3, 3)
+    assert norm.num_batches.tolist() == [0, 1, 0, 1, 0, 0]
+    np.testing.assert_array_equal(norm.running_mean[[0, 2, 4, 5]], np.zeros((4, 3)))
+    # Statistics that come from elsewhere count from their num_batches on.
+    norm.running_mean[4], norm.num_batches[4] = 7, 1
+    check(0, 1, 1, 3, 4, 4, 4, 4)
+
+
 def test_every_step_has_its_statistics_and_later_ones_share_the_last():
     norm = BatchNorm(3, momentum=None, steps=2, dtype="float64")
     batches = [rows(5, 3, seed=step) for step in range(4)]
@@ -245,6 +328,30 @@ def test_masked_rows_stay_out_of_the_statistics_and_are_normalized():
     np.testing.assert_allclose(y, expected(norm, x, mean, var))
     np.testing.assert_allclose(norm.running_mean, [mean])
     np.testing.assert_allclose(norm.running_var, [var])
+
+
+@pytest.mark.parametrize("parameters", [{}, {"gain": False}])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_padding_without_a_gradient_has_no_effect(dtype, parameters):
+    norm = set_randomly(BatchNorm(3, dtype=dtype, **parameters))
+    mask = np.array([[True, False, True], [True, True, False]])
+    x, dy = rows(2, 3, 3, dtype=dtype), rows(2, 3, 3, dtype=dtype, seed=3)
+    dy[~mask] = 0
+    dx, grads = norm.backward(dy, norm.forward(x, mask=mask)[1])
+    np.testing.assert_array_equal(dx[~mask], 0)
+    largest = np.finfo(dtype).max
+    for value in (np.nan, np.inf, -np.inf, largest, [np.nan, 1, largest]):
+        x[~mask] = value
+        _, cache = norm.forward(x, mask=mask)
+        dx_padded, grads_padded = norm.backward(dy, cache)
+        np.testing.assert_array_equal(dx_padded, dx)
+        assert grads_padded.keys() == grads.keys()
+        for key, gradient in grads.items():
+            np.testing.assert_allclose(grads_padded[key], gradient, **tolerance(dtype))
+        np.testing.assert_array_equal(x[~mask], np.broadcast_to(np.asarray(value, dtype), (2, 3)))
+    # Where there is a gradient, what is normalized there matters.
+    dy[~mask] = 1
+    assert np.isnan(norm.backward(dy, cache)[0]).any()
 
 
 @pytest.mark.parametrize(
@@ -324,6 +431,16 @@ def test_config_survives_json(norm):
     assert other.get_config() == norm.get_config() == config
     assert other.parameters.keys() == norm.parameters.keys()
     assert repr(other) == repr(norm)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_config_with_other_names_is_refused(cls):
+    with pytest.raises(StateError, match=f"{cls.__name__} does not take 'epss'. Did you mean"):
+        cls.from_config({"features": 3, "epss": 1})
+    with pytest.raises(StateError, match=f"{cls.__name__} needs a value for 'features'"):
+        cls.from_config({"eps": 1})
+    with pytest.raises(ParameterError, match="eps must be"):
+        cls.from_config({"features": 3, "eps": -1})
 
 
 def test_repr_is_the_call_that_makes_it():

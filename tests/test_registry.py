@@ -1,5 +1,7 @@
 """The registry: names, conflicts, and plugins that are found, broken or in each other's way."""
 
+import functools
+import re
 import threading
 
 import pytest
@@ -12,7 +14,7 @@ from normlib.errors import (
     PluginError,
     UnknownNormalizerError,
 )
-from normlib.registry import registered_name, resolve
+from normlib.registry import check_arguments, registered_name, resolve
 
 pytest_plugins = ["plugins"]
 
@@ -198,6 +200,77 @@ def test_a_factory_must_make_normalizers():
 def test_an_unregistered_class_has_no_registered_name():
     with pytest.raises(UnknownNormalizerError, match="Custom is not registered"):
         registered_name(Custom)
+
+
+# ---- arguments ------------------------------------------------------------------------------
+
+
+class Grouped(normlib.LayerNorm):
+    def __init__(self, features, *, groups, **config):
+        super().__init__(features, **config)
+        self.groups = groups
+
+
+class Forwarding(Grouped):
+    def __init__(self, *args, **config):
+        super().__init__(*args, **config)
+
+
+def test_create_names_the_class_the_key_and_what_there_is():
+    message = (
+        "BatchNorm does not take 'moment'. Did you mean 'momentum'? "
+        "It takes 'gain', 'bias', 'eps', 'dtype', 'momentum', 'steps'"
+    )
+    with pytest.raises(ParameterError, match=re.escape(message)):
+        normlib.create("batch", 3, moment=0.5)
+    with pytest.raises(ParameterError, match=r"LayerNorm does not take 'qqq'\. It takes 'gain'"):
+        normlib.create("layer", 3, qqq=1)
+
+
+@pytest.mark.parametrize("cls", [Grouped, Forwarding])
+def test_names_are_looked_up_through_the_bases(cls):
+    check_arguments(cls, {"groups": 2, "eps": 0.5})
+    with pytest.raises(ParameterError, match=f"{cls.__name__} does not take 'group'. Did you mean"):
+        check_arguments(cls, {"groups": 2, "group": 2})
+
+
+def test_a_required_argument_is_asked_for():
+    with pytest.raises(ParameterError, match="Grouped needs a value for 'groups'; it has none"):
+        check_arguments(Grouped, {})
+
+
+def test_features_are_no_part_of_the_configuration():
+    for cls in (normlib.LayerNorm, Forwarding):
+        with pytest.raises(ParameterError, match="is given 'features' apart from"):
+            check_arguments(cls, {"features": 3})
+
+
+@pytest.mark.parametrize("through", [lambda factory: factory, resolve])
+def test_factories_are_held_to_their_signature(through):
+    def small(n, *, eps=1e-5):
+        return normlib.LayerNorm(n, eps=eps)
+
+    def anything(features, **config):
+        return normlib.LayerNorm(features, **config)
+
+    check_arguments(through(small), {"eps": 0.5})
+    check_arguments(through(anything), {"no such": 1})
+    check_arguments(through(functools.partial(small, eps=2)), {"eps": 0.5})
+    for key in ("gain", "n"):
+        with pytest.raises(ParameterError, match=rf"does not take '{key}'\. It takes 'eps'"):
+            check_arguments(through(small), {key: 1})
+
+
+def test_what_has_no_signature_may_be_given_anything():
+    check_arguments({}.update, {"no such": 1})
+
+
+@pytest.mark.parametrize("config", [None, 3, "eps", [("eps", 1)], {1: 2}])
+def test_a_configuration_is_a_mapping_of_names(config):
+    with pytest.raises(DTypeError, match="a configuration must be a mapping of argument names"):
+        check_arguments(normlib.LayerNorm, config)
+    with pytest.raises(DTypeError, match="a configuration must be a mapping of argument names"):
+        normlib.LayerNorm.from_config(config)
 
 
 # ---- plugins --------------------------------------------------------------------------------

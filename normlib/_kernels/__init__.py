@@ -1,7 +1,7 @@
 """The compiled kernels, in the build for the best level of this CPU.
 
 ``NORMLIB_CPU=baseline|v3|v4`` forces a level; one that is unknown, not built, or beyond the CPU
-is an error.
+is an error. So is a build that was left half done.
 """
 
 import os
@@ -10,17 +10,36 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from normlib._kernels import cpu
-
 LEVELS = ("baseline", "v3", "v4")
+KERNELS = ("batch_norm", "cells", "layer_norm", "moments", "product")
+
+_HOW_TO_BUILD = (
+    "Build them with 'pip install -e .' in normlib's source folder, which needs a C compiler, or "
+    "install a wheel; and if you are in the source folder, run Python elsewhere"
+)
+
+
+def _is_built(module: str) -> bool:
+    try:
+        return find_spec(f"{__name__}.{module}") is not None
+    except ModuleNotFoundError:  # not even the folder
+        return False
+
+
+if not _is_built("cpu"):
+    raise ImportError(f"normlib has no compiled kernels. {_HOW_TO_BUILD}")
+
+from normlib._kernels import cpu  # noqa: E402
+
+
+def missing_kernels(level: str) -> list[str]:
+    """The kernels that this installation lacks for ``level``."""
+    return [name for name in KERNELS if not _is_built(f"{level}.{name}")]
 
 
 def is_built(level: str) -> bool:
-    """Whether this installation has the kernels for ``level``."""
-    try:
-        return find_spec(f"{__name__}.{level}.layer_norm") is not None
-    except ModuleNotFoundError:
-        return False
+    """Whether this installation has kernels for ``level``, be it not all of them."""
+    return len(missing_kernels(level)) < len(KERNELS)
 
 
 def available_levels() -> list[str]:
@@ -29,22 +48,29 @@ def available_levels() -> list[str]:
 
 
 def choose_level(forced: str | None) -> str:
-    """The level to load: the one forced, or the best."""
+    """The level to load: the one forced, or the best; ImportError unless all of it is built."""
     available = available_levels()
-    if not forced:
-        return available[-1]
-    if forced not in LEVELS:
+    if not available:
+        raise ImportError(f"normlib has no compiled kernels for this CPU. {_HOW_TO_BUILD}")
+    chosen = forced or available[-1]
+    if chosen not in LEVELS:
         raise ImportError(
             f"NORMLIB_CPU must be one of {', '.join(LEVELS)}; got {forced!r}. "
             "Unset it to let normlib choose"
         )
-    if forced not in available:
+    if chosen not in available:
         reason = "is not in this build" if forced in cpu.supported_levels() else "cannot run here"
         raise ImportError(
             f"NORMLIB_CPU={forced} {reason}: this CPU and build offer {', '.join(available)}. "
             "Unset it to let normlib choose"
         )
-    return forced
+    missing = missing_kernels(chosen)
+    if missing:
+        raise ImportError(
+            f"the kernels of CPU level {chosen} are not all built: {', '.join(missing)} missing. "
+            f"{_HOW_TO_BUILD}"
+        )
+    return chosen
 
 
 def load(name: str, level: str) -> ModuleType:

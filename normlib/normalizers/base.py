@@ -25,30 +25,30 @@ that works per sample always takes the second branch. ``backward`` takes either 
 """
 
 import abc
-import operator
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from normlib.arrays import Array, as_float, check_eps, check_mask, check_out, required_like
+from normlib.arrays import (
+    MAX_SIZE,
+    Array,
+    as_array,
+    as_dtype,
+    as_float,
+    as_integer,
+    check_eps,
+    check_mask,
+    check_out,
+    required_like,
+)
 from normlib.errors import DTypeError, ParameterError, ShapeError, StateError
+from normlib.normalizers.arguments import check_config
 
 __all__ = ["Normalizer", "as_integer"]
 
-
-def as_integer(name: str, value: Any, *, minimum: int) -> int:
-    """Return `value` as an int, or say why argument `name` cannot be that."""
-    if not isinstance(value, bool | np.bool_):
-        try:
-            integer = operator.index(value)
-        except TypeError:
-            pass
-        else:
-            if integer >= minimum:
-                return integer
-    raise ParameterError(f"{name} must be an integer of at least {minimum}; got {value!r}")
+CacheT = TypeVar("CacheT")
 
 
 def _as_flag(name: str, value: Any) -> bool:
@@ -162,7 +162,7 @@ class Normalizer(abc.ABC):
         eps: float = 1e-5,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
-        self.features = as_integer("features", features, minimum=1)
+        self.features = as_integer("features", features, minimum=1, maximum=MAX_SIZE)
         self.eps = check_eps(eps)
         self.dtype = _as_dtype(dtype)
         self.parameters = {}
@@ -274,6 +274,9 @@ class Normalizer(abc.ABC):
             If `dy` does not have the shape of y.
         DTypeError
             If `dy` is neither float32 nor float64.
+        ParameterError
+            If `cache` is not of this normalizer (a ``ValueError``); the classes of normlib check
+            its class, dtype and features.
         """
 
     def forward_frozen(self, x: npt.ArrayLike, *, step: int = 0) -> tuple[Array, Any]:
@@ -319,7 +322,7 @@ class Normalizer(abc.ABC):
             )
         as_integer("step", step, minimum=0)
         check_mask(mask, array.shape[:-1])
-        return np.ascontiguousarray(array, dtype=self.dtype)
+        return as_dtype(array, self.dtype)
 
     def write_out(self, y: Array, out: Array | None) -> Array:
         """Return `y`, copied to `out` if that is given.
@@ -383,13 +386,13 @@ class Normalizer(abc.ABC):
         dy = self.check_gradient(dy, xhat.shape)
         rows = tuple(range(dy.ndim - 1))
         gain = self.parameters.get("gain")
-        sums = {}
+        sums: dict[str, Any] = {}
         if gain is not None:
             sums["gain"] = np.sum(dy * xhat, axis=rows, dtype=np.float64)
         if "bias" in self.parameters:
             sums["bias"] = np.sum(dy, axis=rows, dtype=np.float64)
         dxhat = dy.copy() if gain is None else dy * gain
-        return dxhat, {key: total.astype(self.dtype) for key, total in sums.items()}
+        return dxhat, {key: as_dtype(total, self.dtype) for key, total in sums.items()}
 
     def check_gradient(self, dy: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
         """Check the gradient of an output of that shape; return it as `check_input` does.
@@ -402,6 +405,34 @@ class Normalizer(abc.ABC):
             If `dy` is neither float32 nor float64.
         """
         return required_like(dy, "dy", shape, self.dtype, "y")
+
+    def check_cache(self, cache: Any, kind: type[CacheT]) -> CacheT:
+        """Check what `backward` was given; return it.
+
+        Parameters
+        ----------
+        cache : object
+            What it was given.
+        kind : class
+            Of every cache that this class makes. The normalized array is its ``x``, or the cache
+            itself has the ``shape`` and ``dtype`` of that.
+
+        Raises
+        ------
+        ParameterError
+            If `cache` is of another class, or of a normalizer of another dtype.
+        ShapeError
+            If it is of a normalizer with another number of features.
+        """
+        own = f"cache must be what forward of this {type(self).__name__} returned beside y"
+        if not isinstance(cache, kind):
+            raise ParameterError(f"{own}; got an object of {type(cache)}")
+        x: Any = getattr(cache, "x", cache)
+        if x.dtype != self.dtype:
+            raise ParameterError(f"{own}, of dtype {self.dtype}; got one of {x.dtype}")
+        if x.shape[-1] != self.features:
+            raise ShapeError(f"{own}, of {self.features} features; got one of {x.shape[-1]}")
+        return cache
 
     # ---- configuration and state ------------------------------------------------------------
 
@@ -421,8 +452,16 @@ class Normalizer(abc.ABC):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Make a normalizer from what `get_config` returned."""
-        return cls(**config)
+        """Make a normalizer from what `get_config` returned.
+
+        Raises
+        ------
+        StateError
+            If `config` has a name that the class does not take, or lacks one (a ``ValueError``).
+        DTypeError
+            If it is not a mapping with strings as keys (a ``TypeError``).
+        """
+        return cls(**check_config(cls, config, error=StateError, features_apart=False))
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of all parameters and buffers, by name."""
@@ -457,12 +496,12 @@ class Normalizer(abc.ABC):
             )
         new = {}
         for key, target in own.items():
-            array = np.asarray(state[key])
+            array = as_array(state[key], key)
             if array.shape != target.shape:
                 raise ShapeError(f"{key} must have shape {target.shape}; got {array.shape}")
             if not np.can_cast(array.dtype, target.dtype, "same_kind"):
                 raise DTypeError(f"{key} must be castable to {target.dtype}; got {array.dtype}")
-            new[key] = array.astype(target.dtype)
+            new[key] = as_dtype(array, target.dtype).copy()  # may be one of this state's own arrays
         for key, target in own.items():
             target[...] = new[key]
 

@@ -1,15 +1,14 @@
 """Batch normalization, with running statistics per time step."""
 
-import numbers
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from normlib.arrays import Array
+from normlib.arrays import MAX_SIZE, Array, as_dtype, as_integer, is_real
 from normlib.errors import ParameterError
 from normlib.functional import batch_norm, batch_norm_backward, batch_norm_forward
-from normlib.normalizers.base import Normalizer, as_integer
+from normlib.normalizers.base import Normalizer
 
 __all__ = ["BatchNorm"]
 
@@ -37,7 +36,9 @@ class BatchNorm(Normalizer):
 
     In a recurrent network the statistics of early time steps differ from later ones. With `steps`
     above 1 there is one row of running statistics for each of the first `steps` time steps; later
-    time steps use, and in training update, the last row.
+    time steps use, and in training update, the last row. Inference at a time step that training
+    never reached, whose ``num_batches`` is 0, likewise uses the last earlier row that was updated;
+    if there is none, its own row.
 
     Parameters
     ----------
@@ -60,7 +61,8 @@ class BatchNorm(Normalizer):
     running_mean, running_var : ndarray of float64, shape (steps, F)
         0 and 1 at the start.
     num_batches : ndarray of int64, shape (steps,)
-        How many batches have updated each row.
+        How many batches have updated each row. Where you set the running statistics of a row
+        yourself, set this too: if other rows were trained, 0 says that the row holds nothing.
 
     Raises
     ------
@@ -125,14 +127,14 @@ class BatchNorm(Normalizer):
     ) -> None:
         super().__init__(features, gain=gain, bias=bias, eps=eps, dtype=dtype)
         if momentum is not None:
-            if not isinstance(momentum, numbers.Real) or not 0 <= float(momentum) <= 1:
+            if not (is_real(momentum) and 0 <= momentum <= 1):
                 raise ParameterError(
                     "momentum must be in [0, 1], or None for the plain average over all batches; "
                     f"got {momentum!r}"
                 )
             momentum = float(momentum)
         self.momentum = momentum
-        self.steps = as_integer("steps", steps, minimum=1)
+        self.steps = as_integer("steps", steps, minimum=1, maximum=MAX_SIZE // self.features)
         self.buffers = {
             "running_mean": np.zeros((self.steps, self.features)),
             "running_var": np.ones((self.steps, self.features)),
@@ -153,7 +155,7 @@ class BatchNorm(Normalizer):
 
     def __call__(self, x: npt.ArrayLike, *, step: int = 0, out: Array | None = None) -> Array:
         x = self.check_input(x, step=step)
-        row = min(step, self.steps - 1)
+        row = self._row_for_inference(step)
         gain, bias = self.parameters.get("gain"), self.parameters.get("bias")
         mean, var = self.running_mean[row], self.running_var[row]
         return batch_norm(x, mean, var, gain, bias, eps=self.eps, out=out)
@@ -170,19 +172,19 @@ class BatchNorm(Normalizer):
     def forward_frozen(self, x: npt.ArrayLike, *, step: int = 0) -> tuple[Array, _Cache]:
         x = self.check_input(x, step=step)
         y = self(x, step=step)
-        row = min(step, self.steps - 1)
+        row = self._row_for_inference(step)
         # Copies, because later batches change the running statistics in place.
         mean, var = self.running_mean[row].copy(), self.running_var[row].copy()
         return y, _Cache(x, mean, var, mask=None, frozen=True)
 
     def backward(self, dy: npt.ArrayLike, cache: Any) -> tuple[Array, dict[str, Array]]:
-        x, mean, var, mask, frozen = cache
+        x, mean, var, mask, frozen = self.check_cache(cache, _Cache)
         dy = self.check_gradient(dy, x.shape)
         if frozen:
             with np.errstate(divide="ignore", invalid="ignore"):  # eps = 0 and a variance of 0
                 rstd = 1 / np.sqrt(var + self.eps)
                 dxhat, grads = self.affine_backward(dy, (x - mean) * rstd)
-                return (dxhat * rstd).astype(self.dtype), grads
+                return as_dtype(dxhat * rstd, self.dtype), grads
         gain = self.parameters.get("gain")
         dx, dgain, dbias = batch_norm_backward(dy, x, mean, var, gain, eps=self.eps, mask=mask)
         grads = {} if dgain is None else {"gain": dgain}
@@ -193,9 +195,21 @@ class BatchNorm(Normalizer):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "momentum": self.momentum, "steps": self.steps}
 
+    def _row_for_inference(self, step: int) -> int:
+        row = min(step, self.steps - 1)
+        if not self.num_batches[row]:
+            updated = np.flatnonzero(self.num_batches[:row])
+            if updated.size:
+                return int(updated[-1])
+        return row
+
     def _update(self, row: int, mean: Array, var: Array) -> None:
         count = int(self.num_batches[row]) + 1
         weight = 1 / count if self.momentum is None else self.momentum
-        self.running_mean[row] = (1 - weight) * self.running_mean[row] + weight * mean
-        self.running_var[row] = (1 - weight) * self.running_var[row] + weight * var
+        for running, new in ((self.running_mean, mean), (self.running_var, var)):
+            # A NaN or Inf of weight 0 must not enter, nor stay: 0 times it is NaN.
+            if weight == 1:
+                running[row] = new
+            elif weight > 0:
+                running[row] = (1 - weight) * running[row] + weight * new
         self.num_batches[row] = count

@@ -90,7 +90,7 @@ class LayerNorm(Normalizer):
         return y, _Cache(x, mean, rstd)
 
     def backward(self, dy: npt.ArrayLike, cache: Any) -> tuple[Array, dict[str, Array]]:
-        x, mean, rstd = cache
+        x, mean, rstd = self.check_cache(cache, _Cache)
         dy = self.check_gradient(dy, x.shape)
         dx, dgain, dbias = layer_norm_backward(dy, x, mean, rstd, self.parameters.get("gain"))
         grads = {} if dgain is None else {"gain": dgain}

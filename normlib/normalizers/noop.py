@@ -1,6 +1,6 @@
 """No normalization, behind the same interface."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,11 @@ from normlib.arrays import Array
 from normlib.normalizers.base import Normalizer
 
 __all__ = ["NoOp"]
+
+
+class _Cache(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
 
 class NoOp(Normalizer):
@@ -58,9 +63,10 @@ class NoOp(Normalizer):
 
     def forward(
         self, x: npt.ArrayLike, *, step: int = 0, mask: npt.NDArray[np.bool_] | None = None
-    ) -> tuple[Array, tuple[int, ...]]:
+    ) -> tuple[Array, _Cache]:
         y = self.check_input(x, step=step, mask=mask).copy()
-        return y, y.shape
+        return y, _Cache(y.shape, y.dtype)
 
     def backward(self, dy: npt.ArrayLike, cache: Any) -> tuple[Array, dict[str, Array]]:
-        return self.check_gradient(dy, cache).copy(), {}
+        shape, _ = self.check_cache(cache, _Cache)
+        return self.check_gradient(dy, shape).copy(), {}
