@@ -13,6 +13,7 @@ __all__ = [
     "ShapeError",
     "StateError",
     "UnknownNormalizerError",
+    "UnknownParameterError",
 ]
 
 
@@ -44,9 +45,15 @@ class DuplicateNormalizerError(NormlibError, ValueError):
     """Two sources offer a normalizer under the same name."""
 
 
-class UnknownNormalizerError(NormlibError, KeyError):
-    """No normalizer is known under this name."""
-
+class _UnknownNameError(NormlibError, KeyError):
     def __str__(self) -> str:
         # KeyError shows the repr of its argument, which would put the message in quotes.
         return str(self.args[0]) if self.args else ""
+
+
+class UnknownNormalizerError(_UnknownNameError):
+    """No normalizer is known under this name."""
+
+
+class UnknownParameterError(_UnknownNameError):
+    """A network has no parameter of this name."""

@@ -1,12 +1,10 @@
 """The RNN runtime: equations, gradients, lengths, streaming, state, files, errors."""
 
 import copy
-import json
 import pickle
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 import normlib
 import reference_rnn
@@ -14,6 +12,9 @@ from normlib import errors
 
 T, N, I, H = 5, 4, 3, 4  # noqa: E741
 LENGTHS = [3, 5, 0, 2]
+REFUSED = [np.int64, np.bool_, np.complex128, object, np.float16, "U1"]
+if np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant:
+    REFUSED.append(np.longdouble)
 CELLS = {
     "tanh": {"cell": "rnn"},
     "relu": {"cell": "rnn", "nonlinearity": "relu"},
@@ -429,25 +430,63 @@ def test_input_is_cast_to_the_dtype_of_the_network():
     for dtype in (np.float32, np.float64):
         rnn = make("lstm", "layer", dtype=dtype)
         state = draw_state(rnn, rng)
-        for given in (np.float16, np.float32, np.float64):
+        for given in (np.float32, np.float64):
             y, final = rnn(x.astype(given), state)
             assert y.dtype == final[0].dtype == final[1].dtype == dtype
             np.testing.assert_array_equal(y, rnn(x.astype(given).astype(dtype), state)[0])
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.bool_, np.complex128, object])
+@pytest.mark.parametrize("dtype", REFUSED)
 def test_other_types_are_refused(dtype):
     rnn = make("lstm", "layer")
     x, state = np.zeros((T, N, I)), draw_state(rnn, np.random.default_rng(0))
     _, _, cache = rnn.forward(x)
-    with pytest.raises(errors.DTypeError, match="x must be floating-point"):
+    with pytest.raises(errors.DTypeError, match="x must be float32 or float64"):
         rnn(x.astype(dtype))
-    with pytest.raises(errors.DTypeError, match="x must be floating-point"):
+    with pytest.raises(errors.DTypeError, match="x must be float32 or float64"):
         rnn.step(x[0].astype(dtype))
-    with pytest.raises(errors.DTypeError, match="c of state must be floating-point"):
+    with pytest.raises(errors.DTypeError, match=r"^state\[1\] must be .*np.asarray\(state\[1\], "):
         rnn(x, (state[0], state[1].astype(dtype)))
-    with pytest.raises(errors.DTypeError, match="dy must be floating-point"):
+    with pytest.raises(errors.DTypeError, match="dy must be float32 or float64"):
         rnn.backward(np.zeros((T, N, H), dtype), cache)
+    with pytest.raises(errors.DTypeError, match=r"dstate\[0\] must be float32 or float64"):
+        rnn.backward(np.zeros((T, N, H)), cache, (state[0].astype(dtype), state[1]))
+    bias = np.zeros(4 * H, dtype)
+    with pytest.raises(errors.DTypeError, match="bias_ih_l0 must be float32 or float64"):
+        rnn.load_state_dict({**rnn.state_dict(), "bias_ih_l0": bias})
+    with pytest.raises(errors.DTypeError, match="bias_ih_l0 must be float32 or float64"):
+        rnn.parameters["bias_ih_l0"] = bias
+
+
+def test_masked_arrays_are_refused():
+    rnn = make("gru", "layer")
+    x, h = np.zeros((T, N, I)), np.zeros((1, N, H))
+    y, _, cache = rnn.forward(x)
+    masked = np.ma.masked_array
+    for call in (
+        lambda: rnn(masked(x)),
+        lambda: rnn(x, masked(h)),
+        lambda: rnn(x, None, masked(LENGTHS, mask=[1, 0, 0, 0])),
+        lambda: rnn.backward(masked(y), cache),
+        lambda: rnn.backward(y, cache, masked(h)),
+        lambda: rnn.parameters.update(bias_ih_l0=masked(np.zeros(3 * H))),
+        lambda: rnn.load_state_dict({**rnn.state_dict(), "bias_ih_l0": masked(np.zeros(3 * H))}),
+    ):
+        with pytest.raises(errors.DTypeError, match="must be a plain array; got a masked one"):
+            call()
+
+
+def test_a_value_too_large_for_float32_becomes_infinite_in_silence():
+    rnn = make("relu", "noop", dtype=np.float32)
+    x = np.zeros((T, N, I))
+    x[2, 1, 0] = 1e300
+    with np.errstate(all="raise"):
+        y, _ = rnn(x)
+        rnn.parameters["bias_ih_l0"] = np.full(H, 1e300)
+    assert np.isfinite(y[:2]).all()
+    assert not np.isfinite(y[2, 1]).all()
+    assert np.isfinite(y[:, 0]).all()
+    assert np.isposinf(rnn.parameters["bias_ih_l0"]).all()
 
 
 def test_shapes_are_checked():
@@ -459,12 +498,12 @@ def test_shapes_are_checked():
         (lambda: lstm(x[:, :, :2]), r"x must have shape \(T, N, 3\).* got \(5, 4, 2\)"),
         (lambda: lstm(x, h), r"state must be a tuple \(h, c\).*got an array of shape \(1, 4, 4\)"),
         (lambda: lstm(x, (h,)), "got 1 arrays"),
-        (lambda: lstm(x, (h, h[:, :3])), r"c of state must have shape \(1, 4, 4\).*\(1, 3, 4\)"),
+        (lambda: lstm(x, (h, h[:, :3])), r"state\[1\] must have shape \(1, 4, 4\).*\(1, 3, 4\)"),
         (lambda: gru(x, h), r"state must have shape \(2, 4, 4\).*got \(1, 4, 4\)"),
         (lambda: gru(x, (h, h)), r"state must have shape"),
         (lambda: lstm.backward(np.zeros((T, N, I)), cache), r"dy must have the shape of y, \(5, 4"),
         (lambda: lstm.backward(np.zeros((T, N, H)), cache, h), r"dstate must be a tuple \(h, c\)"),
-        (lambda: lstm.backward(np.zeros((T, N, H)), cache, (h, h[0])), "c of dstate must have"),
+        (lambda: lstm.backward(np.zeros((T, N, H)), cache, (h, h[0])), r"dstate\[1\] must have"),
     ]:
         with pytest.raises(errors.ShapeError, match=message):
             call()
@@ -531,7 +570,7 @@ def test_load_state_dict_is_all_or_nothing():
         "norm_ih_l0.running_mean is missing",
         "extra is unexpected",
         "bias_ih_l0 must have shape (16,), got (3,)",
-        "norm_hh_l0.gain must have dtype float64, got complex128",
+        "norm_hh_l0.gain must be float32 or float64; got complex128",
     ):
         assert part in str(caught.value)
     for name, array in rnn.state_dict().items():
@@ -553,66 +592,6 @@ def test_load_state_dict_is_undone_if_a_normalizer_refuses():
         rnn.load_state_dict(new)
     for name, array in rnn.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
-
-
-@every_cell
-@every_norm
-def test_save_and_load(cell, norm, tmp_path):
-    rnn = make(cell, norm, num_layers=2, bidirectional=True, dtype=np.float32)
-    path = tmp_path / "model.safetensors"
-    rnn.save(path)
-    loaded = normlib.RNN.load(str(path))
-    assert loaded.get_config() == rnn.get_config()
-    assert repr(loaded) == repr(rnn)
-    x = np.random.default_rng(0).standard_normal((T, N, I))
-    np.testing.assert_array_equal(rnn(x)[0], loaded(x)[0])
-    arrays = load_file(path)
-    assert arrays.keys() == rnn.state_dict().keys()
-
-
-def test_save_needs_a_registered_name(tmp_path):
-    class Mine(normlib.LayerNorm):
-        pass
-
-    x = np.ones((T, N, I), np.float32)
-    for norm in (Mine, lambda features, **config: normlib.LayerNorm(features, **config)):
-        rnn = normlib.RNN(I, H, norm=norm)
-        assert np.isfinite(rnn(x)[0]).all()
-        assert rnn.get_config()["norm"] is norm
-        with pytest.raises(errors.StateError, match=r"must have a registered name; got .*register"):
-            rnn.save(tmp_path / "model")
-    assert not list(tmp_path.iterdir())
-    rnn = normlib.RNN(I, H, norm=normlib.BatchNorm)
-    rnn.save(tmp_path / "model")
-    assert normlib.RNN.load(tmp_path / "model").get_config()["norm"] == "batch"
-
-
-def test_save_needs_a_configuration_in_json(tmp_path):
-    rnn = normlib.RNN(I, H, norm_config={"eps": np.float32(1e-3)})
-    with pytest.raises(errors.StateError, match="norm_config"):
-        rnn.save(tmp_path / "model")
-
-
-def test_load_refuses_other_files(tmp_path):
-    path = tmp_path / "model"
-    path.write_bytes(b"not a model")
-    with pytest.raises(errors.StateError, match="not a safetensors file"):
-        normlib.RNN.load(path)
-    with pytest.raises(FileNotFoundError):
-        normlib.RNN.load(tmp_path / "nothing")
-    for metadata in (None, {"format": "pt"}, {"normlib.rnn": "{"}, {"normlib.rnn": "[1]"}):
-        save_file({"a": np.zeros(1)}, path, metadata=metadata)
-        with pytest.raises(errors.StateError, match=r"written by RNN\.save"):
-            normlib.RNN.load(path)
-    for change in ({"colour": "red"}, {"input_size": None}):
-        config = {**normlib.RNN(I, H).get_config(), **change}
-        save_file({"a": np.zeros(1)}, path, metadata={"normlib.rnn": json.dumps(config)})
-        with pytest.raises(ValueError, match=r"configuration|input_size"):
-            normlib.RNN.load(path)
-    config = {**normlib.RNN(I, H).get_config(), "norm": "nobody's"}
-    save_file({"a": np.zeros(1)}, path, metadata={"normlib.rnn": json.dumps(config)})
-    with pytest.raises(errors.UnknownNormalizerError, match="nobody's"):
-        normlib.RNN.load(path)
 
 
 @every_cell
@@ -746,31 +725,3 @@ def test_results_of_a_wrong_shape_or_dtype_are_refused():
         rnn.backward(y, cache)
     with pytest.raises(errors.PluginError, match="normalizers of 16 features and dtype float32"):
         normlib.RNN(I, H, norm=lambda features, **config: normlib.LayerNorm(2, **config))
-
-
-# ---- settings ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("config", "error", "message"),
-    [
-        ({"cell": "mlp"}, errors.ParameterError, "cell must be one of 'rnn', 'gru', 'lstm'"),
-        ({"nonlinearity": "elu"}, errors.ParameterError, "must be 'tanh' or 'relu'; got 'elu'"),
-        ({"norm": "lyer"}, errors.UnknownNormalizerError, "Did you mean 'layer'"),
-        ({"norm": 3}, errors.DTypeError, "normalizer must be"),
-        ({"num_layers": 0}, errors.ParameterError, "num_layers must be an integer of at least 1"),
-        ({"input_size": 0}, errors.ParameterError, "input_size"),
-        ({"hidden_size": 2.5}, errors.ParameterError, "hidden_size"),
-        ({"dtype": np.float16}, errors.DTypeError, "dtype must be float32 or float64"),
-        ({"dtype": None}, errors.DTypeError, "dtype must be float32 or float64"),
-        ({"dtype": "no dtype"}, errors.DTypeError, "dtype must be float32 or float64"),
-        ({"norm_config": {"bias": True}}, errors.ParameterError, "must not contain 'bias'"),
-        ({"norm_config": {"eps": -1}}, errors.ParameterError, "eps must be"),
-        ({"norm_config": {"steps": 3}}, TypeError, "steps"),
-        ({"bidirectional": 2}, errors.ParameterError, "bidirectional must be True or False"),
-        ({"reset_after": "no"}, errors.ParameterError, "reset_after must be True or False"),
-    ],
-)
-def test_settings_are_checked(config, error, message):
-    with pytest.raises(error, match=message):
-        normlib.RNN(**{"input_size": I, "hidden_size": H, **config})

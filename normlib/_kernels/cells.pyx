@@ -1,20 +1,23 @@
 """The elementwise part of recurrent cells, forward and backward, over rows.
 
-Arrays come in checked: C-contiguous, of one dtype (float32 or float64), of matching shapes.
+Arrays come in C-contiguous, of one dtype (float32 or float64), of matching shapes. As the loops
+would run past the end of others, ``run`` looks at each array once before it starts, which costs
+nothing beside a row.
 
 Design
 ------
 Everything that a cell does to one row is one C function, ``(arrays, size)``: where each of its
 arrays has that row, and H. It states at its head which array is which. So a loop over rows needs a
-pointer to the function and a table of arrays, whatever the cell. ``run`` is such a loop; one that
-is fused with products and normalizers can call the same functions.
+pointer to the function and a table of arrays, whatever the cell. ``run`` is such a loop, told the
+width of each array as a multiple of H; one that is fused with products and normalizers can call
+the same functions.
 
 Each element depends on its own column alone, so an output may be the same array as an input where
 a function says so.
 """
 from cython.parallel cimport prange
 
-from normlib._kernels.arrays cimport address, dim, is_single
+from normlib._kernels.arrays cimport address, dim, is_plain, is_single
 from normlib._kernels.vec cimport (
     at, at_out, lanes, vadd_to, vf32, vf64, vfma, vget, vload_first, vreal, vselect_lt, vset,
     vstore_first,
@@ -22,6 +25,8 @@ from normlib._kernels.vec cimport (
 from normlib._kernels.vmath cimport vexp, vsigmoid, vtanh
 
 cimport numpy as cnp
+
+import numpy as np
 
 cnp.import_array()
 
@@ -47,8 +52,30 @@ cdef inline void run_row(RowFunction function, const Table *table, Py_ssize_t ro
     function(arrays, size)
 
 
-cdef run(RowFunction single, RowFunction double, tuple arrays, like, int n_threads):
-    """Run a row function over arrays (N, ...) or, shared by all rows, (...); like is (N, H)."""
+cdef void check(array, like, Py_ssize_t n_rows, Py_ssize_t width) except *:
+    """Refuse what is neither (n_rows, width) nor, shared by all rows, (width,), of like's dtype."""
+    if (
+        is_plain(array)
+        and cnp.PyArray_TYPE(array) == cnp.PyArray_TYPE(like)
+        and (
+            (cnp.PyArray_NDIM(array) == 2 and dim(array, 0) == n_rows and dim(array, 1) == width)
+            or (cnp.PyArray_NDIM(array) == 1 and dim(array, 0) == width)
+        )
+    ):
+        return
+    raise ValueError(
+        f"a kernel needs a C-contiguous array of shape {(n_rows, width)} or {(width,)} and dtype "
+        f"{like.dtype}; got shape {np.shape(array)}, dtype {getattr(array, 'dtype', None)}"
+    )
+
+
+cdef run(RowFunction single, RowFunction double, tuple arrays, tuple widths, like, int n_threads):
+    """Run a row function over arrays (N, width H) or, shared by all rows, (width H,).
+
+    like is one of them, (N, H).
+    """
+    if not is_plain(like) or cnp.PyArray_NDIM(like) != 2:
+        raise ValueError(f"a kernel needs C-contiguous arrays of rows; got shape {np.shape(like)}")
     cdef Table table
     cdef RowFunction function = single if is_single(like) else double
     cdef Py_ssize_t n_rows = dim(like, 0)
@@ -58,6 +85,7 @@ cdef run(RowFunction single, RowFunction double, tuple arrays, like, int n_threa
     table.n_arrays = len(arrays)
     for k in range(table.n_arrays):
         array = arrays[k]
+        check(array, like, n_rows, <Py_ssize_t>widths[k] * size)
         table.data[k] = address(array)
         table.row_bytes[k] = cnp.PyArray_STRIDE(array, 0) if cnp.PyArray_NDIM(array) == 2 else 0
     with nogil:
@@ -186,25 +214,25 @@ cdef void lstm_gates_backward_row(vreal **arrays, Py_ssize_t size) noexcept nogi
 def lstm_gates_forward(a_ih, a_hh, bias, c, gates, c_out, int n_threads):
     """gates = sigmoid, tanh of a_ih + a_hh + bias; c_out = f c + i g. c_out may be c."""
     run(<RowFunction>lstm_gates_forward_row[vf32], <RowFunction>lstm_gates_forward_row[vf64],
-        (a_ih, a_hh, bias, c, gates, c_out), c, n_threads)
+        (a_ih, a_hh, bias, c, gates, c_out), (4, 4, 4, 1, 4, 1), c, n_threads)
 
 
 def lstm_output_forward(gates, normed_c, tanh_c, h, int n_threads):
     """h = o tanh(normed_c)."""
     run(<RowFunction>lstm_output_forward_row[vf32], <RowFunction>lstm_output_forward_row[vf64],
-        (gates, normed_c, tanh_c, h), h, n_threads)
+        (gates, normed_c, tanh_c, h), (4, 1, 1, 1), h, n_threads)
 
 
 def lstm_output_backward(dh, gates, tanh_c, d_normed_c, da, int n_threads):
     """Gradient of lstm_output_forward; of da it writes the part of o."""
     run(<RowFunction>lstm_output_backward_row[vf32], <RowFunction>lstm_output_backward_row[vf64],
-        (dh, gates, tanh_c, d_normed_c, da), dh, n_threads)
+        (dh, gates, tanh_c, d_normed_c, da), (1, 4, 1, 1, 4), dh, n_threads)
 
 
 def lstm_gates_backward(dc, dc_output, gates, c, da, dc_before, int n_threads):
     """Gradient of lstm_gates_forward; of da it writes i, f, g. dc_before may be dc."""
     run(<RowFunction>lstm_gates_backward_row[vf32], <RowFunction>lstm_gates_backward_row[vf64],
-        (dc, dc_output, gates, c, da, dc_before), dc, n_threads)
+        (dc, dc_output, gates, c, da, dc_before), (1, 1, 4, 1, 4, 1), dc, n_threads)
 
 
 # ---- GRU: gates r, z, n ------------------------------------------------------------------------
@@ -360,38 +388,40 @@ cdef void gru_reset_backward_row(vreal **arrays, Py_ssize_t size) noexcept nogil
 def gru_forward(a_ih, a_hh, a_in, a_hn, bias, h, gates, hidden_n, h_out, int n_threads):
     """Reset after the product; bias (4H,) is of r, z, in, hn."""
     run(<RowFunction>gru_forward_row[vf32], <RowFunction>gru_forward_row[vf64],
-        (a_ih, a_hh, a_in, a_hn, bias, h, gates, hidden_n, h_out), h, n_threads)
+        (a_ih, a_hh, a_in, a_hn, bias, h, gates, hidden_n, h_out),
+        (2, 2, 1, 1, 4, 1, 3, 1, 1), h, n_threads)
 
 
 def gru_backward(dh, gates, hidden_n, h, da_rz, da_n, d_hidden_n, dh_before, int n_threads):
     """Gradient of gru_forward. dh_before lacks what comes by the products, and may be dh."""
     run(<RowFunction>gru_backward_row[vf32], <RowFunction>gru_backward_row[vf64],
-        (dh, gates, hidden_n, h, da_rz, da_n, d_hidden_n, dh_before), dh, n_threads)
+        (dh, gates, hidden_n, h, da_rz, da_n, d_hidden_n, dh_before),
+        (1, 3, 1, 1, 2, 1, 1, 1), dh, n_threads)
 
 
 def gru_reset_forward(a_ih, a_hh, bias, h, gates, reset_h, int n_threads):
     """Reset before the product, first half: r, z of gates, and reset_h = r h."""
     run(<RowFunction>gru_reset_forward_row[vf32], <RowFunction>gru_reset_forward_row[vf64],
-        (a_ih, a_hh, bias, h, gates, reset_h), h, n_threads)
+        (a_ih, a_hh, bias, h, gates, reset_h), (2, 2, 3, 1, 3, 1), h, n_threads)
 
 
 def gru_candidate_forward(a_in, a_hn, bias, h, gates, h_out, int n_threads):
     """Reset before the product, second half: n of gates, and h_out."""
     run(<RowFunction>gru_candidate_forward_row[vf32], <RowFunction>gru_candidate_forward_row[vf64],
-        (a_in, a_hn, bias, h, gates, h_out), h, n_threads)
+        (a_in, a_hn, bias, h, gates, h_out), (1, 1, 3, 1, 3, 1), h, n_threads)
 
 
 def gru_candidate_backward(dh, gates, h, da_rz, da_n, dh_before, int n_threads):
     """Gradient of gru_candidate_forward; of da_rz it writes the part of z. dh_before may be dh."""
     run(<RowFunction>gru_candidate_backward_row[vf32],
         <RowFunction>gru_candidate_backward_row[vf64],
-        (dh, gates, h, da_rz, da_n, dh_before), dh, n_threads)
+        (dh, gates, h, da_rz, da_n, dh_before), (1, 3, 1, 2, 1, 1), dh, n_threads)
 
 
 def gru_reset_backward(d_reset_h, gates, h, da_rz, dh, int n_threads):
     """Gradient of gru_reset_forward; of da_rz it writes the part of r, to dh it adds."""
     run(<RowFunction>gru_reset_backward_row[vf32], <RowFunction>gru_reset_backward_row[vf64],
-        (d_reset_h, gates, h, da_rz, dh), h, n_threads)
+        (d_reset_h, gates, h, da_rz, dh), (1, 3, 1, 2, 1), h, n_threads)
 
 
 # ---- vanilla -----------------------------------------------------------------------------------
@@ -453,20 +483,20 @@ def vanilla_forward(a, bias, h, bint relu, int n_threads):
     """h = relu or tanh of a + bias."""
     if relu:
         run(<RowFunction>relu_forward_row[vf32], <RowFunction>relu_forward_row[vf64],
-            (a, bias, h), a, n_threads)
+            (a, bias, h), (1, 1, 1), a, n_threads)
     else:
         run(<RowFunction>tanh_forward_row[vf32], <RowFunction>tanh_forward_row[vf64],
-            (a, bias, h), a, n_threads)
+            (a, bias, h), (1, 1, 1), a, n_threads)
 
 
 def vanilla_backward(dh, h, da, bint relu, int n_threads):
     """Gradient of vanilla_forward, from its h."""
     if relu:
         run(<RowFunction>relu_backward_row[vf32], <RowFunction>relu_backward_row[vf64],
-            (dh, h, da), h, n_threads)
+            (dh, h, da), (1, 1, 1), h, n_threads)
     else:
         run(<RowFunction>tanh_backward_row[vf32], <RowFunction>tanh_backward_row[vf64],
-            (dh, h, da), h, n_threads)
+            (dh, h, da), (1, 1, 1), h, n_threads)
 
 
 # ---- sums over rows ----------------------------------------------------------------------------
@@ -499,6 +529,15 @@ cdef void add_strips(const vreal *a, double *sums, Py_ssize_t n_rows, Py_ssize_t
 
 def add_column_sums(a, sums, int n_threads):
     """sums (F,), float64, += the sums of the columns of a (N, F), row after row."""
+    if (
+        not is_plain(a) or cnp.PyArray_NDIM(a) != 2
+        or not is_plain(sums) or is_single(sums) or cnp.PyArray_NDIM(sums) != 1
+        or dim(sums, 0) != dim(a, 1)
+    ):
+        raise ValueError(
+            "a kernel needs C-contiguous rows (N, F) and float64 sums (F,); got shapes "
+            f"{np.shape(a)} and {np.shape(sums)}"
+        )
     cdef Py_ssize_t n_rows = dim(a, 0)
     cdef Py_ssize_t n = dim(a, 1)
     cdef void *a_data = address(a)
@@ -546,14 +585,15 @@ cdef void tanh_row(vreal **arrays, Py_ssize_t size) noexcept nogil:
 
 def exp(x, out, int n_threads):
     """out = exp(x), both (N, H)."""
-    run(<RowFunction>exp_row[vf32], <RowFunction>exp_row[vf64], (x, out), x, n_threads)
+    run(<RowFunction>exp_row[vf32], <RowFunction>exp_row[vf64], (x, out), (1, 1), x, n_threads)
 
 
 def sigmoid(x, out, int n_threads):
     """out = 1 / (1 + exp(-x)), both (N, H)."""
-    run(<RowFunction>sigmoid_row[vf32], <RowFunction>sigmoid_row[vf64], (x, out), x, n_threads)
+    run(<RowFunction>sigmoid_row[vf32], <RowFunction>sigmoid_row[vf64],
+        (x, out), (1, 1), x, n_threads)
 
 
 def tanh(x, out, int n_threads):
     """out = tanh(x), both (N, H)."""
-    run(<RowFunction>tanh_row[vf32], <RowFunction>tanh_row[vf64], (x, out), x, n_threads)
+    run(<RowFunction>tanh_row[vf32], <RowFunction>tanh_row[vf64], (x, out), (1, 1), x, n_threads)

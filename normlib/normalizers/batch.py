@@ -36,9 +36,8 @@ class BatchNorm(Normalizer):
 
     In a recurrent network the statistics of early time steps differ from later ones. With `steps`
     above 1 there is one row of running statistics for each of the first `steps` time steps; later
-    time steps use, and in training update, the last row. Inference at a time step that training
-    never reached, whose ``num_batches`` is 0, likewise uses the last earlier row that was updated;
-    if there is none, its own row.
+    time steps use, and in training update, the last row. A row that training never reached keeps
+    its starting values: choose `steps` no larger than the longest training sequence.
 
     Parameters
     ----------
@@ -155,7 +154,7 @@ class BatchNorm(Normalizer):
 
     def __call__(self, x: npt.ArrayLike, *, step: int = 0, out: Array | None = None) -> Array:
         x = self.check_input(x, step=step)
-        row = self._row_for_inference(step)
+        row = min(step, self.steps - 1)
         gain, bias = self.parameters.get("gain"), self.parameters.get("bias")
         mean, var = self.running_mean[row], self.running_var[row]
         return batch_norm(x, mean, var, gain, bias, eps=self.eps, out=out)
@@ -172,7 +171,7 @@ class BatchNorm(Normalizer):
     def forward_frozen(self, x: npt.ArrayLike, *, step: int = 0) -> tuple[Array, _Cache]:
         x = self.check_input(x, step=step)
         y = self(x, step=step)
-        row = self._row_for_inference(step)
+        row = min(step, self.steps - 1)
         # Copies, because later batches change the running statistics in place.
         mean, var = self.running_mean[row].copy(), self.running_var[row].copy()
         return y, _Cache(x, mean, var, mask=None, frozen=True)
@@ -194,14 +193,6 @@ class BatchNorm(Normalizer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "momentum": self.momentum, "steps": self.steps}
-
-    def _row_for_inference(self, step: int) -> int:
-        row = min(step, self.steps - 1)
-        if not self.num_batches[row]:
-            updated = np.flatnonzero(self.num_batches[:row])
-            if updated.size:
-                return int(updated[-1])
-        return row
 
     def _update(self, row: int, mean: Array, var: Array) -> None:
         count = int(self.num_batches[row]) + 1

@@ -1,11 +1,12 @@
 """Checks of what a caller gives to a network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from normlib.arrays import as_array, as_dtype, as_float
 from normlib.errors import DTypeError, ParameterError, ShapeError
 
 __all__ = [
@@ -13,7 +14,9 @@ __all__ = [
     "check_dtype",
     "check_flag",
     "check_float",
+    "check_generator",
     "check_lengths",
+    "check_norm_config",
     "check_state",
 ]
 
@@ -25,7 +28,7 @@ def check_dtype(value: npt.DTypeLike) -> np.dtype[Any]:
     """Return ``value`` as the dtype of a network."""
     try:
         dtype = np.dtype(value)
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):  # all of which np.dtype has for strings
         dtype = np.dtype(object)
     # np.dtype(None) is float64, which nobody means who writes None.
     if value is None or dtype not in (np.float32, np.float64):
@@ -42,12 +45,44 @@ def check_flag(name: str, value: object) -> bool:
 
 def check_float(name: str, value: npt.ArrayLike, dtype: np.dtype[Any]) -> Array:
     """Return ``value`` as an aligned, C-contiguous array of that dtype; itself if it is one."""
-    array = np.asarray(value)
-    if array.dtype.kind != "f":
+    return as_dtype(as_float(value, name), dtype)
+
+
+def check_norm_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return ``norm_config`` as a dict.
+
+    Raises
+    ------
+    DTypeError
+        If it is not a mapping with strings as keys.
+    ParameterError
+        If it has a key that is the network's to set.
+    """
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
         raise DTypeError(
-            f"{name} must be floating-point; got {array.dtype}. Convert it: {name}.astype({dtype})"
+            "norm_config must be a mapping of names to values, such as {'eps': 1e-6}; "
+            f"got {config!r}"
         )
-    return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
+    taken = sorted(config.keys() & {"features", "bias", "dtype"})
+    if taken:
+        raise ParameterError(
+            f"norm_config must not contain {', '.join(map(repr, taken))}, which the RNN sets for "
+            "each site; remove it"
+        )
+    return dict(config)
+
+
+def check_generator(rng: Any) -> np.random.Generator:
+    """Return a random generator made from ``rng``, or itself."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError):
+        raise ParameterError(
+            "rng must be an integer of at least 0, a numpy.random.Generator, or None for other "
+            f"weights each time; got {rng!r}"
+        ) from None
 
 
 def check_lengths(lengths: npt.ArrayLike | None, n_steps: int, n_batch: int) -> Array | None:
@@ -64,7 +99,12 @@ def check_lengths(lengths: npt.ArrayLike | None, n_steps: int, n_batch: int) -> 
     """
     if lengths is None:
         return None
-    array = np.asarray(lengths)
+    if isinstance(lengths, np.ma.MaskedArray):
+        raise DTypeError(
+            "lengths must be a plain array; got a masked one. Fill it first, for example with "
+            "lengths.filled(0)"
+        )
+    array = as_array(lengths, "lengths")
     if array.shape != (n_batch,):
         raise ShapeError(
             f"lengths must have shape ({n_batch},), one per row of the batch; got {array.shape}"
@@ -93,7 +133,7 @@ def check_state(
     Raises
     ------
     DTypeError
-        If an array is not floating-point.
+        If an array is neither float32 nor float64.
     ShapeError
         If an array has another shape, or there are more or fewer of them.
     """
@@ -104,7 +144,7 @@ def check_state(
         labels = [name]
     elif isinstance(state, tuple | list) and len(state) == len(carries):
         parts = state
-        labels = [f"{key} of {name}" for key in carries]
+        labels = [f"{name}[{place}]" for place in range(len(carries))]
     else:
         raise ShapeError(
             f"{name} must be a tuple ({', '.join(carries)}) of arrays of shape {shape}; "

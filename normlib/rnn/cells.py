@@ -141,6 +141,16 @@ class Cell(abc.ABC):
     def __init__(self, hidden_size: int) -> None:
         self.hidden_size = hidden_size
 
+    def shapes(self, input_size: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of weights and biases by name, for x of that many features."""
+        rows = self.gates * self.hidden_size
+        return {
+            "weight_ih": (rows, input_size),
+            "weight_hh": (rows, self.hidden_size),
+            "bias_ih": (rows,),
+            "bias_hh": (rows,),
+        }
+
     def cut(self, weight: Array) -> list[Array]:
         """Views of the blocks of ``weight``, (gates · H, K), in order."""
         ends = np.cumsum(self.blocks)[:-1] * self.hidden_size
@@ -408,25 +418,36 @@ def create_cell(name: str, hidden_size: int, nonlinearity: str, reset_after: boo
     hidden_size : int
         H.
     nonlinearity : {"tanh", "relu"}
-        Of the cell "rnn"; the others have none to choose.
+        Of the cell "rnn"; the others have none to choose, and take "tanh" alone.
     reset_after : bool
-        Of the cell "gru": whether the reset comes after the product with h.
+        Of the cell "gru": whether the reset comes after the product with h. The others take True
+        alone.
 
     Raises
     ------
     ParameterError
-        If there is no such cell or nonlinearity.
+        If there is no such cell or nonlinearity, or the cell does not have that choice.
 
     Examples
     --------
     >>> create_cell("gru", 8, "tanh", reset_after=True).gates
     3
     """
-    if name not in CELLS:
+    if not isinstance(name, str) or name not in CELLS:
         raise ParameterError(f"cell must be one of {', '.join(map(repr, CELLS))}; got {name!r}")
-    if nonlinearity not in NONLINEARITIES:
+    if not isinstance(nonlinearity, str) or nonlinearity not in NONLINEARITIES:
         choices = " or ".join(map(repr, NONLINEARITIES))
         raise ParameterError(f"nonlinearity must be {choices}; got {nonlinearity!r}")
+    if nonlinearity != "tanh" and name != "rnn":
+        raise ParameterError(
+            f"nonlinearity belongs to the cell 'rnn'; got {nonlinearity!r} with the cell {name!r}. "
+            "Leave it out, or pass cell='rnn'"
+        )
+    if not reset_after and name != "gru":
+        raise ParameterError(
+            f"reset_after belongs to the cell 'gru'; got False with the cell {name!r}. Leave it "
+            "out, or pass cell='gru'"
+        )
     if name == "rnn":
         return Vanilla(hidden_size, relu=nonlinearity == "relu")
     if name == "gru":

@@ -12,7 +12,6 @@ A product sums in an order that depends neither on the number of rows nor on the
 normalizer that works per sample, a row therefore comes out in the same bits in any batch.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -21,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from normlib._kernels import product as kernels
-from normlib.errors import PluginError
+from normlib.arrays import as_dtype
 from normlib.normalizers.base import Normalizer
 from normlib.rnn.cells import BackwardStep, Cell, ForwardStep
 from normlib.rnn.sequence import Schedule
+from normlib.rnn.sites import Backward, Inference, Training, freeze
 from normlib.threads import threads_for
 
 __all__ = ["Cache", "Direction"]
@@ -89,25 +89,21 @@ class Direction:
         rng: np.random.Generator,
         dtype: np.dtype[Any],
     ) -> None:
-        size = cell.hidden_size
-        bound = 1 / np.sqrt(size)
-
-        def draw(*shape: int) -> Array:
-            return rng.uniform(-bound, bound, shape).astype(dtype)
-
+        bound = 1 / np.sqrt(cell.hidden_size)
         self.cell = cell
         self.input_size = input_size
         self.suffix = suffix
         self.dtype = dtype
-        self.parameters: dict[str, Array] = {
-            f"weight_ih{suffix}": draw(cell.gates * size, input_size),
-            f"weight_hh{suffix}": draw(cell.gates * size, size),
-            f"bias_ih{suffix}": np.zeros(cell.gates * size, dtype),
-            f"bias_hh{suffix}": np.zeros(cell.gates * size, dtype),
-        }
+        self.parameters: dict[str, Array] = {}
+        for name, shape in cell.shapes(input_size).items():
+            if name.startswith("weight"):
+                array = rng.uniform(-bound, bound, shape).astype(dtype)
+            else:
+                array = np.zeros(shape, dtype)
+            self.parameters[name + suffix] = array
         self.normalizers: dict[str, Normalizer] = {}
         for site in cell.sites:
-            normalizer = create(site.gates * size, bias=site.bias)
+            normalizer = create(site.gates * cell.hidden_size, bias=site.bias)
             if "gain" in normalizer.parameters:
                 normalizer.parameters["gain"][...] = normalizer.rnn_gain
             self.normalizers[site.name + suffix] = normalizer
@@ -135,7 +131,7 @@ class Direction:
         state : tuple of (N, H) arrays
             The final state, in running order.
         """
-        normalize = _Inference(self.normalizers, self.suffix, step)
+        normalize = Inference(self.normalizers, self.suffix, step)
         saved = self._buffers(schedule, every_step=False)
         final = self._run(rows, state, schedule, saved, normalize)
         return saved["h"], final
@@ -145,11 +141,11 @@ class Direction:
 
         The cache keeps ``rows`` and ``state``, and shares memory with h: do not change them.
         """
-        normalize = _Training(self.normalizers, self.suffix)
+        normalize = Training(self.normalizers, self.suffix)
         saved = self._buffers(schedule, every_step=True)
         final = self._run(rows, state, schedule, saved, normalize)
         weights = self._get("weight_ih").copy(), self._get("weight_hh").copy()
-        frozen = {name: _freeze(normalizer) for name, normalizer in self.normalizers.items()}
+        frozen = {name: freeze(normalizer) for name, normalizer in self.normalizers.items()}
         cache = Cache(schedule, rows, state, saved, weights, frozen, normalize.caches)
         return saved["h"], final, cache
 
@@ -180,7 +176,7 @@ class Direction:
         weight_ih, weight_hh = cache.weights
         n_threads = self._threads(schedule)
         product = _Product(cell.cut(weight_hh))
-        denormalize = _Backward(cache.normalizers, self.suffix, cache.caches)
+        denormalize = Backward(cache.normalizers, self.suffix, cache.caches)
         sizes = [block * cell.hidden_size for block in cell.blocks]
         d_inputs = tuple(np.empty((schedule.total, size), self.dtype) for size in sizes)
         d_hidden = tuple(np.empty((schedule.total, size), self.dtype) for size in sizes)
@@ -215,7 +211,7 @@ class Direction:
             raise
         h_before = schedule.before(saved["h"], cache.initial[0])
         hidden_inputs = cell.hidden_inputs(h_before, saved)
-        d_bias_ih, d_bias_hh = cell.split_bias_gradient(d_bias.astype(self.dtype))
+        d_bias_ih, d_bias_hh = cell.split_bias_gradient(as_dtype(d_bias, self.dtype))
         grads = {
             f"weight_ih{self.suffix}": np.concatenate([d.T @ cache.rows for d in d_inputs]),
             f"weight_hh{self.suffix}": np.concatenate(
@@ -265,7 +261,7 @@ class Direction:
         state: State,
         schedule: Schedule,
         saved: Mapping[str, Array],
-        normalize: "_Inference | _Training",
+        normalize: Inference | Training,
     ) -> State:
         cell = self.cell
         n_threads = self._threads(schedule)
@@ -319,86 +315,3 @@ class _Product:
         n_threads = threads_for(out.size * depth // PRODUCTS_PER_ELEMENT)
         kernels.product(a, self.packed[block], out, n_threads)
         return out
-
-
-class _Inference:
-    """Runs the normalizers for inference."""
-
-    def __init__(self, normalizers: Mapping[str, Normalizer], suffix: str, step: int) -> None:
-        self.normalizers = normalizers
-        self.suffix = suffix
-        self.step = step
-
-    def __call__(self, site: str, x: Array) -> Array:
-        name = site + self.suffix
-        return _checked(self.normalizers[name](x, step=self.step), x, name)
-
-
-class _Training:
-    """Runs the normalizers for training, and keeps their caches of all time steps."""
-
-    def __init__(self, normalizers: Mapping[str, Normalizer], suffix: str) -> None:
-        self.normalizers = normalizers
-        self.suffix = suffix
-        self.step = 0
-        self.caches: dict[str, list[Any]] = {name: [] for name in normalizers}
-
-    def __call__(self, site: str, x: Array) -> Array:
-        name = site + self.suffix
-        normalizer = self.normalizers[name]
-        if len(x) < normalizer.min_rows:
-            y, cache = normalizer.forward_frozen(x, step=self.step)
-        else:
-            y, cache = normalizer.forward(x, step=self.step)
-        self.caches[name].append(cache)
-        return _checked(y, x, name)
-
-
-class _Backward:
-    """Runs the normalizers' backward, and sums the gradients of their parameters in float64."""
-
-    def __init__(
-        self,
-        normalizers: Mapping[str, Normalizer],
-        suffix: str,
-        caches: Mapping[str, list[Any]],
-    ) -> None:
-        self.normalizers = normalizers
-        self.suffix = suffix
-        self.caches = caches
-        self.step = 0
-        self.sums = {
-            name: {key: np.zeros(array.shape) for key, array in normalizer.parameters.items()}
-            for name, normalizer in normalizers.items()
-        }
-
-    def __call__(self, site: str, dy: Array) -> Array:
-        name = site + self.suffix
-        dx, grads = self.normalizers[name].backward(dy, self.caches[name][self.step])
-        for key, total in self.sums[name].items():
-            total += grads[key]
-        return _checked(dx, dy, name)
-
-    def grads(self) -> dict[str, Array]:
-        return {
-            f"{name}.{key}": total.astype(self.normalizers[name].parameters[key].dtype)
-            for name, sums in self.sums.items()
-            for key, total in sums.items()
-        }
-
-
-def _checked(result: Array, like: Array, name: str) -> Array:
-    """Return ``result`` as the kernels need it, which do not check."""
-    if result.shape != like.shape or result.dtype != like.dtype:
-        raise PluginError(
-            f"the normalizer at {name} must return an array of shape {like.shape} and dtype "
-            f"{like.dtype}, as it was given; got shape {result.shape}, dtype {result.dtype}"
-        )
-    return np.ascontiguousarray(result)
-
-
-def _freeze(normalizer: Normalizer) -> Normalizer:
-    """Return a twin with parameters of its own, so that backward does not see later changes."""
-    twin = copy.copy(normalizer)
-    twin.parameters = {key: array.copy() for key, array in normalizer.parameters.items()}
-    return twin

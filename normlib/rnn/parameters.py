@@ -6,7 +6,9 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from normlib.errors import ShapeError
+from normlib.errors import ShapeError, UnknownParameterError
+from normlib.normalizers.arguments import did_you_mean
+from normlib.rnn.arguments import check_float
 
 __all__ = ["Parameters"]
 
@@ -21,6 +23,9 @@ class Owner(Protocol):
 
 class Parameters(MutableMapping[str, Array]):
     """Live arrays by name. To assign one is to copy its values, so that every owner sees them.
+
+    Two are equal, and equal to a dict, if they have the same names and each array has the same
+    shape and values; as in NumPy, NaN is not equal to itself.
 
     Parameters
     ----------
@@ -43,20 +48,38 @@ class Parameters(MutableMapping[str, Array]):
         self._entries = dict(entries)
 
     def __getitem__(self, name: str) -> Array:
-        owner, key = self._entries[name]
+        try:
+            owner, key = self._entries[name]
+        except KeyError:
+            hint = did_you_mean(str(name), self._entries)
+            raise UnknownParameterError(
+                f"unknown parameter {name!r}.{hint} Known: {', '.join(map(repr, self._entries))}"
+            ) from None
         return owner.parameters[key]
 
     def __setitem__(self, name: str, value: npt.ArrayLike) -> None:
         target = self[name]
         if value is target:  # the end of parameters[name] += ...
             return
-        array = np.asarray(value)
+        array = check_float(name, value, target.dtype)
         if array.shape != target.shape:
             raise ShapeError(f"{name} must have shape {target.shape}; got {array.shape}")
         target[...] = array
 
     def __delitem__(self, name: str) -> None:
         raise TypeError(f"parameters are fixed by the model and cannot be removed; got {name!r}")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return self.keys() == other.keys() and all(
+            np.array_equal(array, other[name]) for name, array in self.items()
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # values change
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,27 +11,32 @@ import numpy as np
 import numpy.typing as npt
 
 from normlib.errors import (
+    DTypeError,
+    DuplicateNormalizerError,
     ParameterError,
     PluginError,
     ShapeError,
     StateError,
     UnknownNormalizerError,
 )
+from normlib.normalizers.arguments import check_config
 from normlib.normalizers.base import Normalizer, as_integer
-from normlib.registry import NormalizerFactory, NormalizerLike, registered_name, resolve
+from normlib.registry import NormalizerLike, registered_name, resolve
 from normlib.rnn import checkpoint, direction
+from normlib.rnn.architecture import Architecture
 from normlib.rnn.arguments import (
     State,
     check_dtype,
-    check_flag,
     check_float,
+    check_generator,
     check_lengths,
+    check_norm_config,
     check_state,
 )
-from normlib.rnn.cells import create_cell
 from normlib.rnn.direction import Direction
 from normlib.rnn.parameters import Parameters
 from normlib.rnn.sequence import Schedule
+from normlib.rnn.sites import check_factory, create_normalizer
 
 __all__ = ["RNN"]
 
@@ -41,8 +45,12 @@ Array: TypeAlias = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Cache:
-    """What `RNN.backward` needs of `RNN.forward`; its own memory, independent of later calls."""
+    """What `RNN.backward` needs of `RNN.forward`; its own memory, independent of later calls.
 
+    ``signature`` tells what its arrays fit: see `RNN._signature`.
+    """
+
+    signature: dict[str, Any]
     shape: tuple[int, int]
     directions: list[direction.Cache]
 
@@ -77,24 +85,24 @@ class RNN:
     bidirectional : bool, default False
         Whether each layer also runs backwards in time.
     nonlinearity : {"tanh", "relu"}, default "tanh"
-        Of the cell "rnn".
+        Of the cell "rnn"; no other has the choice.
     reset_after : bool, default True
         Of the cell "gru": whether the reset comes after the product with h, as in PyTorch, or
-        before it, as in the classical GRU.
+        before it, as in the classical GRU. No other cell has the choice.
     norm_config : mapping, optional
         Passed to every normalizer, such as ``{"eps": 1e-6}``. ``bias`` and ``dtype`` are the RNN's.
     rng : int, numpy.random.Generator or None, default None
         Draws the weights, uniform in ±1/sqrt(H). Biases start at 0; gains at the normalizer's
         ``rnn_gain``.
     dtype : {float32, float64}, default float32
-        Of parameters, computation and results. Floating-point input is cast to it.
+        Of parameters, computation and results. Input is float32 or float64, and is cast to it.
 
     Attributes
     ----------
     parameters : mapping of str to ndarray
         All parameters as live arrays, under PyTorch's names (``weight_ih_l0``,
         ``bias_hh_l1_reverse``) and those of the sites (``norm_ih_l0.gain``). To assign one is to
-        copy values into it.
+        copy values into it. Equality compares names and values.
     normalizers : dict of str to Normalizer
         By site: ``norm_ih_l0``, ``norm_hh_l0``; LSTM ``norm_c_l0``; vanilla ``norm_a_l0`` alone;
         GRU also ``norm_in_l0``, ``norm_hn_l0``; with suffix ``_reverse`` for the reverse direction.
@@ -102,9 +110,12 @@ class RNN:
     Raises
     ------
     ParameterError, DTypeError
-        If an argument is outside its range, or of another type.
+        If an argument is outside its range, of another type, or without effect on the cell.
     UnknownNormalizerError
         If no normalizer has that name.
+    PluginError
+        If ``norm`` is an abstract class, or makes what was not asked for. At a time step, if a
+        normalizer returns something else than it should.
 
     Notes
     -----
@@ -125,7 +136,10 @@ class RNN:
     order of processing.
 
     *Reproducible.* With a normalizer that works per sample, an output row has the same bits in
-    every batch, with any number of threads, and by `step`.
+    every batch, with any number of threads, and by `step`. The gradients of ``weight_ih`` and
+    ``weight_hh`` are products by NumPy's BLAS: they have the same bits for any number of normlib's
+    threads, but may differ between CPUs and builds of BLAS. Outputs, dx and all other gradients are
+    the same on every CPU with FMA.
 
     *Threads.* Inference only reads, so one instance may infer in many threads at once, as long as
     its normalizers may. ``forward`` may update running statistics, and is for one thread at a time.
@@ -167,42 +181,41 @@ class RNN:
         rng: int | np.random.Generator | None = None,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
-        self.input_size = as_integer("input_size", input_size, minimum=1)
-        self.hidden_size = as_integer("hidden_size", hidden_size, minimum=1)
-        self.num_layers = as_integer("num_layers", num_layers, minimum=1)
-        self.bidirectional = check_flag("bidirectional", bidirectional)
-        self.cell = cell
-        self.nonlinearity = nonlinearity
-        self.reset_after = check_flag("reset_after", reset_after)
+        self._architecture = Architecture(
+            input_size,
+            hidden_size,
+            cell,
+            num_layers,
+            bidirectional,
+            nonlinearity,
+            reset_after,
+            check_dtype(dtype),
+        )
+        self.input_size = self._architecture.input_size
+        self.hidden_size = self._architecture.hidden_size
+        self.cell = self._architecture.cell
+        self.num_layers = self._architecture.num_layers
+        self.bidirectional = self._architecture.bidirectional
+        self.nonlinearity = self._architecture.nonlinearity
+        self.reset_after = self._architecture.reset_after
+        self.dtype = self._architecture.dtype
         self.norm: NormalizerLike = "noop" if norm is None else norm
-        self.norm_config = dict(norm_config or {})
-        self.dtype = check_dtype(dtype)
-        self._cell = create_cell(cell, self.hidden_size, nonlinearity, self.reset_after)
-        taken = sorted(self.norm_config.keys() & {"features", "bias", "dtype"})
-        if taken:
-            raise ParameterError(
-                f"norm_config must not contain {', '.join(map(repr, taken))}, which the RNN sets "
-                "for each site; remove it"
-            )
-        generator = np.random.default_rng(rng)
-        create = functools.partial(self._create_normalizer, resolve(self.norm))
+        self.norm_config = check_norm_config(norm_config)
+        factory = resolve(self.norm)
+        check_factory(factory, self.norm_config)
+        create = functools.partial(create_normalizer, factory, self.norm_config, self.dtype)
+        generator = check_generator(rng)
+        self._cell = self._architecture.create_cell()
+        self._directions = [
+            Direction(self._cell, size, suffix, create, generator, self.dtype)
+            for suffix, size in self._architecture.directions()
+        ]
         self._layers = [
-            [
-                Direction(
-                    self._cell,
-                    self.input_size if layer == 0 else self.output_size,
-                    f"_l{layer}{suffix}",
-                    create,
-                    generator,
-                    self.dtype,
-                )
-                for suffix in ("", "_reverse")[: self.num_directions]
-            ]
-            for layer in range(self.num_layers)
+            self._directions[first : first + self.num_directions]
+            for first in range(0, len(self._directions), self.num_directions)
         ]
         self.normalizers: dict[str, Normalizer] = {}
         entries: dict[str, tuple[Any, str]] = {}
-        self._directions = list(itertools.chain(*self._layers))
         for one in self._directions:
             self.normalizers.update(one.normalizers)
             entries.update({name: (one, name) for name in one.parameters})
@@ -212,26 +225,15 @@ class RNN:
                 )
         self.parameters = Parameters(entries)
 
-    def _create_normalizer(
-        self, factory: NormalizerFactory, features: int, *, bias: bool
-    ) -> Normalizer:
-        normalizer = factory(features, bias=bias, dtype=self.dtype, **self.norm_config)
-        if normalizer.features != features or normalizer.dtype != self.dtype:
-            raise PluginError(
-                f"norm must make normalizers of {features} features and dtype {self.dtype}, as it "
-                f"was asked to; got {normalizer!r}"
-            )
-        return normalizer
-
     @property
     def num_directions(self) -> int:
         """2 if bidirectional, else 1."""
-        return 2 if self.bidirectional else 1
+        return self._architecture.num_directions
 
     @property
     def output_size(self) -> int:
         """Features of y: directions · H."""
-        return self.num_directions * self.hidden_size
+        return self._architecture.output_size
 
     def __repr__(self) -> str:
         config = self.get_config()
@@ -252,7 +254,7 @@ class RNN:
         Parameters
         ----------
         x : array_like, shape (T, N, I)
-            Floating-point values.
+            Values in float32 or float64.
         state : ndarray or tuple of ndarray, optional
             The initial state, shaped as in the class's notes; zero if not given.
         lengths : array_like of int, shape (N,), optional
@@ -300,7 +302,7 @@ class RNN:
         x, initial, lengths = self._check(x, state, lengths)
         with checkpoint.restored_on_error(self.normalizers.values()):
             y, final, caches = self._run(x.copy(), initial, lengths, training=True)
-        return y, self._join_state(final), Cache(x.shape[:2], caches)
+        return y, self._join_state(final), Cache(self._signature(), x.shape[:2], caches)
 
     def step(
         self, x: npt.ArrayLike, state: State | None = None, *, step: int = 0
@@ -372,8 +374,11 @@ class RNN:
         Raises
         ------
         ShapeError, DTypeError
-            If `dy` or `dstate` does not fit what `forward` returned.
+            If `dy` or `dstate` does not fit what `forward` returned, or `cache` is something else.
+        ParameterError
+            If `cache` comes from a network of another architecture or with other normalizers.
         """
+        self._check_cache(cache)
         n_steps, n_batch = cache.shape
         d_output = check_float("dy", dy, self.dtype)
         shape = (n_steps, n_batch, self.output_size)
@@ -457,6 +462,33 @@ class RNN:
         shape = (self.num_layers * self.num_directions, n_batch, self.hidden_size)
         return check_state(name, state, self._cell.carries, shape, self.dtype)
 
+    def _signature(self) -> dict[str, Any]:
+        """Return, by name, what must be the same in two networks that can use each other's caches.
+
+        For each site it is the class of the normalizer and the names of its parameters.
+        """
+        sites = {
+            name: (type(normalizer), *normalizer.parameters)
+            for name, normalizer in self.normalizers.items()
+        }
+        return {**vars(self._architecture), **sites}
+
+    def _check_cache(self, cache: object) -> None:
+        if not isinstance(cache, Cache):
+            raise DTypeError(
+                "cache must be what forward returned as the third of its results; "
+                f"got {type(cache).__name__}"
+            )
+        own = self._signature()
+        for name in {**own, **cache.signature}:
+            theirs = cache.signature.get(name)
+            if theirs != own.get(name):
+                raise ParameterError(
+                    "cache must come from forward of this network, or of one of the same "
+                    f"architecture and normalizers; its {name} is {theirs!r}, this network's "
+                    f"{own.get(name)!r}. Pass the cache that forward of this network returned"
+                )
+
     def _join_state(self, arrays: list[Array]) -> State:
         return arrays[0] if len(arrays) == 1 else tuple(arrays)
 
@@ -465,11 +497,13 @@ class RNN:
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make an equal network, save for its weights.
 
-        The normalizer is given by its registered name, or as it was given if it has none.
+        The normalizer is given by its registered name. If the name is none, or by now that of
+        another class, it is the class; and a factory is given as it is.
         """
         norm = self.norm
-        if isinstance(norm, type) and issubclass(norm, Normalizer):
-            with contextlib.suppress(UnknownNormalizerError):
+        if isinstance(norm, str | type):
+            norm = type(next(iter(self.normalizers.values())))
+            with contextlib.suppress(UnknownNormalizerError, DuplicateNormalizerError, PluginError):
                 norm = registered_name(norm)
         return {
             "input_size": self.input_size,
@@ -486,8 +520,16 @@ class RNN:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Make a network from what `get_config` returned, with new weights."""
-        return cls(**config)
+        """Make a network from what `get_config` returned, with new weights.
+
+        Raises
+        ------
+        StateError
+            If `config` has a name that is no argument, or lacks one that must be there.
+        DTypeError
+            If it is not a mapping with strings as keys.
+        """
+        return cls(**check_config(cls, config, error=StateError, features_apart=False))
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of all parameters and of the normalizers' buffers, by name.
@@ -502,58 +544,67 @@ class RNN:
         Parameters
         ----------
         state : mapping of str to array_like
-            As `state_dict` returns it.
+            As `state_dict` returns it. Floating-point values may be float32 or float64.
 
         Raises
         ------
         StateError
-            If entries are missing or unexpected, or have another shape or type; the message names
-            all of them.
+            If entries are missing or unexpected, or have another shape; the message names all of
+            them.
+        DTypeError
+            If only the type of entries is wrong.
         """
         checkpoint.restore(self._directions, state)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: checkpoint.Path) -> None:
         """Write configuration and state to a file in the safetensors format.
 
         Parameters
         ----------
-        path : str or path-like
+        path : str, bytes or path-like
             An existing file is replaced.
 
         Raises
         ------
         StateError
-            If the normalizer has no registered name, by which `load` could find it, or
-            ``norm_config`` holds what JSON cannot.
+            If the normalizer has no registered name, by which `load` could find it, or the name has
+            come to mean another class, or ``norm_config`` holds what JSON cannot.
+        OSError
+            If the file cannot be written, as ``open`` raises it.
         """
         config = self.get_config()
         if not isinstance(config["norm"], str):
             raise StateError(
                 "to save a network, its normalizer must have a registered name; got "
-                f"{config['norm']!r}. Register the class with @normlib.register(name), and create "
-                "the network with norm=name"
+                f"{config['norm']!r}, which has none or has lost it to another class. Register the "
+                "class with @normlib.register(name), and create the network with norm=name"
             )
         checkpoint.write(path, config, self.state_dict())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls, path: checkpoint.Path) -> Self:
         """Make the network that `save` wrote to a file.
 
-        Loading runs no code from the file.
+        Loading runs no code from the file. What the configuration says of the weights is compared
+        with what the file holds before anything is allocated.
 
         Raises
         ------
         StateError
             If the file is not one that `save` wrote.
-        UnknownNormalizerError
-            If its normalizer is not registered here.
+        UnknownNormalizerError, DuplicateNormalizerError, PluginError
+            If its normalizer is not registered here, or cannot be had.
+        OSError
+            If the file cannot be read, as ``open`` raises it.
         """
         config, state = checkpoint.read(path)
         try:
             rnn = cls.from_config(config)
-        except TypeError as error:
+            rnn.load_state_dict(state)
+        except (DuplicateNormalizerError, PluginError):
+            raise
+        except (TypeError, ValueError) as error:
             raise StateError(
-                f"{os.fspath(path)} holds a configuration that this version cannot use: {error}"
+                f"{os.fsdecode(path)} holds no network that this version can use: {error}"
             ) from error
-        rnn.load_state_dict(state)
         return rnn
