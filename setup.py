@@ -155,7 +155,7 @@ def extension(module: str, source: str, flags: list[str]) -> Extension:
         [f"{FOLDER}/{source}.pyx"],
         include_dirs=[np.get_include(), FOLDER],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
-        depends=[f"{FOLDER}/vec.h"],
+        depends=[p.as_posix() for p in Path(FOLDER).iterdir() if p.suffix in (".h", ".pxd")],
         extra_compile_args=flags,
     )
 
