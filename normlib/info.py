@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,21 @@ def _blas() -> str:
     return f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip()
 
 
+def _cpu() -> str:
+    """The CPU's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def config() -> dict[str, Any]:
     """Return what `show_config` prints, as a dict of plain values."""
     version = cpu.openmp()
     return {
         "normlib": __version__,
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": _cpu(),
         "cpu_level": _kernels.level,
         "cpu_levels_available": _kernels.available_levels(),
         "openmp": f"{version // 100}.{version % 100:02}" if version else None,
