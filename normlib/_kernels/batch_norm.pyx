@@ -29,9 +29,10 @@ from normlib._kernels.rows cimport (
     vector_range,
 )
 from normlib._kernels.vec cimport (
-    MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, VF64_LANES, vf32, vf64, vf64_set, vreal,
+    MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, VF64_LANES, vf32, vf64, vf64_set, vf64_sqrt,
+    vreal,
     at, at_out, block_vecs, lanes, vadd_to, vfirst, vfma, vfold, vget, vload, vload_first,
-    vload_wide, vnarrow, vput, vround, vset, vstore_first, vsum_wide, vwiden,
+    vload_wide, vnarrow, vput, vselect_lt, vset, vstore_first, vsum_wide, vwiden,
 )
 
 cdef extern from *:
@@ -250,28 +251,46 @@ cdef inline void add_blocks(
             scratch[c] += block[c]
 
 
-cdef void finish_channel(
+cdef inline vf64 load_doubles(const double *array, Py_ssize_t n) noexcept nogil:
+    return vload_first(<const vf64 *>array, n)
+
+
+cdef inline void store_doubles(double *array, vf64 v, Py_ssize_t n) noexcept nogil:
+    vstore_first(<vf64 *>array, v, n)
+
+
+cdef void finish_channels(
     const vreal *x,         # IN  (outer, channels, inner)
     const double *sums,     # IN  (3, padded)
-    double *mean,           # OUT
-    double *rest,           # OUT: what mean lacks for being a double
-    double *var,            # OUT
-    double *rstd,           # OUT
+    double *mean,           # OUT (channels,)
+    double *rest,           # OUT (channels,): what mean lacks for being a double
+    double *var,            # OUT (channels,)
+    double *rstd,           # OUT (channels,)
     const Shape *shape,
     Py_ssize_t padded,
     double eps,
-    Py_ssize_t channel,
 ) noexcept nogil:
-    """float32: moments of a channel from its sums about its first value."""
-    cdef double n = <double>shape.outer * <double>shape.inner
-    cdef double shift = vget(x, channel * shape.inner)
-    cdef double c = sums[channel] / n
-    mean[channel] = shift + c
-    rest[channel] = (shift - mean[channel]) + c
-    var[channel] = sums[padded + channel] / n - c * c
-    if var[channel] < 0:
-        var[channel] = 0
-    rstd[channel] = 1 / sqrt(var[channel] + eps)
+    """float32: moments of the channels from their sums about their first values."""
+    cdef vf64 inverse = vf64_set(1 / (<double>shape.outer * <double>shape.inner))
+    cdef vf64 zero = vf64_set(0)
+    cdef double shifts[VF64_LANES]
+    cdef vf64 shift, c, m, v
+    cdef Py_ssize_t first = 0
+    cdef Py_ssize_t n, i
+    while first < shape.channels:
+        n = min(<Py_ssize_t>VF64_LANES, shape.channels - first)
+        for i in range(n):
+            shifts[i] = vget(x, (first + i) * shape.inner)
+        shift = load_doubles(shifts, n)
+        c = load_doubles(sums + first, n) * inverse
+        v = vfma(load_doubles(sums + padded + first, n), inverse, zero - c * c)
+        v = vselect_lt(v, zero, zero, v)
+        m = shift + c
+        store_doubles(mean + first, m, n)
+        store_doubles(rest + first, (shift - m) + c, n)
+        store_doubles(var + first, v, n)
+        store_doubles(rstd + first, vf64_set(1) / vf64_sqrt(v + vf64_set(eps)), n)
+        first += VF64_LANES
 
 
 cdef void merge_channel(
@@ -325,8 +344,7 @@ cdef void moments_all(const vreal *x, double *scratch, double *mean, double *res
             moments_item(x, scratch, &shape, padded, i)
     if vreal is vf32:
         add_blocks(scratch, &shape, padded)
-        for i in range(shape.channels):
-            finish_channel(x, scratch, mean, rest, var, rstd, &shape, padded, eps, i)
+        finish_channels(x, scratch, mean, rest, var, rstd, &shape, padded, eps)
     elif n_threads == 1:
         for i in range(shape.channels):
             merge_channel(x, scratch, mean, rest, var, rstd, &shape, padded, eps, i)
@@ -406,15 +424,15 @@ cdef inline void scale_channels(
         vwiden(vset(0, mean_hi) if bias == NULL else vload_first(at(bias, c), n), biases)
         for p in range(n_parts):
             i = c + p * VF64_LANES
-            means[p] = vload_first(<const vf64 *>(statistics.mean + i), channels - i)
-            scales[p] = gains[p] * vload_first(<const vf64 *>(statistics.rstd + i), channels - i)
+            means[p] = load_doubles(statistics.mean + i, channels - i)
+            scales[p] = gains[p] * load_doubles(statistics.rstd + i, channels - i)
         high = vnarrow(means, vset(0, mean_hi))
         vwiden(high, highs)
         for p in range(n_parts):
             i = c + p * VF64_LANES
             low = means[p] - highs[p]
             if statistics.rest != NULL:
-                low = low + vload_first(<const vf64 *>(statistics.rest + i), channels - i)
+                low = low + load_doubles(statistics.rest + i, channels - i)
             offsets[p] = biases[p] - low * scales[p]
         vstore_first(at_out(mean_hi, c), high, n)
         vstore_first(at_out(scale, c), vnarrow(scales, high), n)
@@ -562,15 +580,19 @@ def reciprocal_std(var, rstd, double eps):
     """rstd = 1 / sqrt(var + eps), both (C,); the first negative variance's index, or -1."""
     cdef const double *var_data = <double *>address(var)
     cdef double *rstd_data = <double *>address(rstd)
-    cdef Py_ssize_t negative = 0
-    cdef Py_ssize_t c
-    for c in range(dim(var, 0)):
-        negative += var_data[c] < 0
-        rstd_data[c] = 1 / sqrt(var_data[c] + eps)
-    if negative > 0:
-        for c in range(dim(var, 0)):
-            if var_data[c] < 0:
-                return c
+    cdef Py_ssize_t channels = dim(var, 0)
+    cdef vf64 zero = vf64_set(0)
+    cdef vf64 negative = zero
+    cdef vf64 v
+    cdef Py_ssize_t c = 0
+    while c < channels:
+        v = load_doubles(var_data + c, channels - c)
+        negative = vselect_lt(v, zero, v, negative)
+        store_doubles(rstd_data + c, vf64_set(1) / vf64_sqrt(v + vf64_set(eps)), channels - c)
+        c += VF64_LANES
+    for c in range(VF64_LANES):
+        if vget(&negative, c) < 0:
+            return next(i for i, value in enumerate(var) if value < 0)
     return -1
 
 
@@ -958,19 +980,100 @@ cdef void input_gradient_item(
                                      channels, c)
 
 
+cdef inline int load_gains(const vreal *gain, const vreal *tag, vf64 *parts, Py_ssize_t c,
+                           Py_ssize_t channels) noexcept nogil:
+    """A vector of gains from channel c on, in double, or ones; returns how many parts."""
+    if gain == NULL:
+        return vwiden(vset(1, tag), parts)
+    return vwiden(vload_first(at(gain, c), channels - c), parts)
+
+
+cdef inline void scale_by_gain(
+    const vreal *gain,      # IN  (channels,) or NULL
+    vreal *scale,           # OUT (channels,): gain * rstd
+    const Statistics *statistics,
+    Py_ssize_t channels,
+) noexcept nogil:
+    cdef vf64 gains[MAX_PARTS]
+    cdef Py_ssize_t width = lanes(scale)
+    cdef Py_ssize_t c = 0
+    cdef Py_ssize_t i
+    cdef int p
+    while c < channels:
+        for p in range(load_gains(gain, scale, gains, c, channels)):
+            i = c + p * VF64_LANES
+            gains[p] = gains[p] * load_doubles(statistics.rstd + i, channels - i)
+        vstore_first(at_out(scale, c), vnarrow(gains, vset(0, scale)), channels - c)
+        c += width
+
+
+cdef void finish_gradients(
+    const vreal *gain,      # IN  (channels,) or NULL
+    vreal *factors,         # IN/OUT (7, channels)
+    double *sums,           # IN/OUT (2, padded): S1 and S2, then S1 / n and S2 / n
+    vreal *dgain,           # OUT (channels,) or NULL
+    vreal *dbias,           # OUT (channels,)
+    const Statistics *statistics,
+    Py_ssize_t channels,
+    Py_ssize_t padded,
+    double count,
+) noexcept nogil:
+    cdef vf64 scales[MAX_PARTS]
+    cdef vf64 sum1[MAX_PARTS]
+    cdef vf64 sum2[MAX_PARTS]
+    cdef vf64 centers[MAX_PARTS]
+    cdef vf64 offsets[MAX_PARTS]
+    cdef vf64 rstd
+    cdef vf64 inverse = vf64_set(1 / count)
+    cdef vf64 zero = vf64_set(0)
+    cdef vreal like = vset(0, factors)
+    cdef vreal center
+    cdef int p, n_parts
+    cdef Py_ssize_t width = lanes(factors)
+    cdef Py_ssize_t c = 0
+    cdef Py_ssize_t n, i
+    while c < channels:
+        n = channels - c
+        n_parts = load_gains(gain, factors, scales, c, channels)
+        vwiden(vload_first(at(factors, OFFSET * channels + c), n), offsets)
+        for p in range(n_parts):
+            i = c + p * VF64_LANES
+            sum1[p] = load_doubles(sums + i, channels - i)
+            sum2[p] = load_doubles(sums + padded + i, channels - i)
+        vstore_first(at_out(dbias, c), vnarrow(sum1, like), n)
+        if dgain != NULL:
+            vstore_first(at_out(dgain, c), vnarrow(sum2, like), n)
+        for p in range(n_parts):
+            i = c + p * VF64_LANES
+            sum1[p] = sum1[p] * inverse
+            sum2[p] = sum2[p] * inverse
+            store_doubles(sums + i, sum1[p], channels - i)
+            store_doubles(sums + padded + i, sum2[p], channels - i)
+        center = vnarrow(sum1, like)
+        vwiden(center, centers)
+        vstore_first(at_out(factors, CENTER * channels + c), center, n)
+        for p in range(n_parts):
+            i = c + p * VF64_LANES
+            rstd = load_doubles(statistics.rstd + i, channels - i)
+            scales[p] = zero - scales[p] * rstd
+            sum1[p] = scales[p] * ((sum1[p] - centers[p]) + sum2[p] * offsets[p])
+            sum2[p] = scales[p] * sum2[p] * rstd
+        vstore_first(at_out(factors, SLOPE * channels + c), vnarrow(sum2, like), n)
+        vstore_first(at_out(factors, LEVEL * channels + c), vnarrow(sum1, like), n)
+        c += width
+
+
 cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const char *counted,
                        double n, vreal *factors, Py_ssize_t *doubles, double *scratch, vreal *dx,
                        vreal *dgain, vreal *dbias, Shape shape, Statistics statistics,
                        Py_ssize_t padded, int n_threads) noexcept nogil:
     cdef Py_ssize_t channels = shape.channels
-    cdef Py_ssize_t c, i
-    cdef double sum1, sum2, scale, center
+    cdef Py_ssize_t i
     # First the offset of xhat, of which gain is no part; then SCALE, of which it is.
     scale_channels(<const vreal *>NULL, <const vreal *>NULL, at_out(factors, MEAN * channels),
                    at_out(factors, RSTD * channels), at_out(factors, OFFSET * channels),
                    &statistics, channels)
-    for c in range(channels):
-        vput(factors, SCALE * channels + c, gain_of(gain, c) * statistics.rstd[c])
+    scale_by_gain(gain, at_out(factors, SCALE * channels), &statistics, channels)
     find_doubles(gain, at(factors, SCALE * channels), doubles, &statistics, channels)
     if n_threads == 1:
         for i in range(n_items(&shape)):
@@ -978,22 +1081,8 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
     else:
         for i in prange(n_items(&shape), schedule="static", num_threads=n_threads):
             sums_item(dy, x, gain, factors, scratch, &shape, &statistics, padded, i)
-    # From here on the first block's scratch holds the sums, and then the means.
     add_blocks(scratch, &shape, padded)
-    for c in range(channels):
-        vput(dbias, c, scratch[c])
-        if dgain != NULL:
-            vput(dgain, c, scratch[padded + c])
-        sum1 = scratch[c] / n
-        sum2 = scratch[padded + c] / n
-        scratch[c] = sum1
-        scratch[padded + c] = sum2
-        scale = gain_of(gain, c) * statistics.rstd[c]
-        center = vround(sum1, x)
-        vput(factors, CENTER * channels + c, center)
-        vput(factors, SLOPE * channels + c, -scale * sum2 * statistics.rstd[c])
-        vput(factors, LEVEL * channels + c,
-             -scale * ((sum1 - center) + sum2 * vget(factors, OFFSET * channels + c)))
+    finish_gradients(gain, factors, scratch, dgain, dbias, &statistics, channels, padded, n)
     if n_threads == 1:
         for i in range((shape.outer + OUTER - 1) // OUTER):
             input_gradient_item(dy, x, gain, factors, doubles, scratch, dx, counted, &shape,

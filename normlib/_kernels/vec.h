@@ -268,6 +268,24 @@ VEC_DEFINE_SELECT(vf32, fabsf, copysignf)
 VEC_DEFINE_SELECT(vf64, fabs, copysign)
 #endif
 
+/* ---- square root of doubles -------------------------------------------------------------------------- */
+
+VEC_FN vf64 vf64_sqrt(vf64 v)
+{
+#if VEC_BYTES == 64
+    return (vf64)_mm512_sqrt_pd((__m512d)v);
+#elif VEC_BYTES == 32
+    return (vf64)_mm256_sqrt_pd((__m256d)v);
+#elif VEC_BYTES && defined(__x86_64__)
+    return (vf64)_mm_sqrt_pd((__m128d)v);
+#elif VEC_BYTES
+    for (int i = 0; i < VF64_LANES; i++) v[i] = sqrt(v[i]);
+    return v;
+#else
+    return sqrt(v);
+#endif
+}
+
 /* ---- powers of two. v = n + VF.._ROUND holds the integer n, rounded to nearest, in its low bits; ------ *
  * ---- the result is 2**n for n in the range of normal numbers.                                     ------ */
 

@@ -40,6 +40,7 @@ cdef extern from "vec.h" nogil:
     vf64 vf64_fma(vf64, vf64, vf64) noexcept
     vf32 vf32_select_lt(vf32, vf32, vf32, vf32) noexcept
     vf64 vf64_select_lt(vf64, vf64, vf64, vf64) noexcept
+    vf64 vf64_sqrt(vf64) noexcept
     vf32 vf32_abs(vf32) noexcept
     vf64 vf64_abs(vf64) noexcept
     vf32 vf32_copysign(vf32, vf32) noexcept

@@ -1,0 +1,266 @@
+"""What is measured: operations, shapes, the arrays they work on, and what must come out."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks import formulas
+
+__all__ = [
+    "GROUPS",
+    "OPS",
+    "Array",
+    "Case",
+    "Inputs",
+    "Op",
+    "check",
+    "expected",
+    "parse_shape",
+    "select",
+]
+
+Array: TypeAlias = npt.NDArray[Any]
+Shape: TypeAlias = tuple[int, ...]
+
+EPS = 1e-5
+# Error allowed to a contestant, of the largest value of each output: tells a wrong formula from
+# another order of summing, not an exact kernel from a sloppy one.
+TOLERANCES = {"float32": 1e-4, "float64": 1e-10}
+
+
+class Inputs(NamedTuple):
+    """The arrays of a case; out is for contestants that write where they are told."""
+
+    x: Array
+    dy: Array
+    gain: Array
+    bias: Array
+    mean: Array  # given statistics, for batch norm at inference
+    var: Array
+    out: Array
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Those that batch norm reduces: all but axis 1."""
+        return (0, *range(2, self.x.ndim))
+
+    def by_channel(self, value: Array) -> Array:
+        """A (C,) array so that it broadcasts against x."""
+        return value.reshape(-1, *[1] * (self.x.ndim - 2))
+
+
+@dataclass(frozen=True)
+class Op:
+    """An operation; peers take part by a method of its name.
+
+    Parameters
+    ----------
+    title : str
+        For people.
+    shapes : sequence of tuple
+        Measured unless others are asked for.
+    arrays : int
+        Arrays of x's size that a perfect kernel moves: each input and output, once.
+    oracle : callable
+        ``oracle(inputs)`` gives the outputs, from inputs in float64.
+    goal : float
+        The geometric mean of the ratios to reach.
+    """
+
+    title: str
+    shapes: Sequence[Shape]
+    arrays: int
+    oracle: Callable[[Inputs], tuple[Array, ...]]
+    goal: float
+    dtypes: Sequence[str] = ("float32",)
+    max_ndim: int = 2
+    min_rows: int = 1
+
+
+ROWS: list[Shape] = [
+    (1, 768),
+    (32, 768),
+    (64, 100),
+    (64, 512),
+    (512, 768),
+    (4096, 768),
+    (8192, 1024),
+    (32768, 1024),
+    (131072, 64),
+    (256, 16384),
+]
+IMAGES: list[Shape] = [(32, 64, 56, 56), (8, 256, 28, 28), (128, 32, 8, 8)]
+ALL = ROWS + IMAGES
+QUICK: list[Shape] = [(64, 512), (8192, 1024), (8, 256, 28, 28)]
+
+
+def _layer_norm(i: Inputs) -> tuple[Array, ...]:
+    return (formulas.layer_norm(i.x, i.gain, i.bias, EPS),)
+
+
+def _layer_norm_backward(i: Inputs) -> tuple[Array, ...]:
+    mean, var = formulas.moments(i.x, -1)
+    return formulas.layer_norm_backward(i.dy, i.x, mean, (var + EPS) ** -0.5, i.gain)
+
+
+def _batch_norm(i: Inputs) -> tuple[Array, ...]:
+    mean, var, gain, bias = map(i.by_channel, (i.mean, i.var, i.gain, i.bias))
+    return (formulas.batch_norm(i.x, mean, var, gain, bias, EPS),)
+
+
+def _batch_norm_forward(i: Inputs) -> tuple[Array, ...]:
+    gain, bias = i.by_channel(i.gain), i.by_channel(i.bias)
+    return (formulas.batch_norm_forward(i.x, gain, bias, EPS, i.axes),)
+
+
+def _batch_norm_backward(i: Inputs) -> tuple[Array, ...]:
+    mean, var = formulas.moments(i.x, i.axes)
+    rstd = (var + EPS) ** -0.5
+    return formulas.batch_norm_backward(i.dy, i.x, mean, rstd, i.by_channel(i.gain), i.axes)
+
+
+BOTH = ("float32", "float64")
+OPS = {
+    "layer_norm_out": Op("layer norm, out= given", ROWS, 2, _layer_norm, 2.5, BOTH),
+    "layer_norm": Op("layer norm", ROWS, 2, _layer_norm, 2.5, BOTH),
+    "layer_norm_backward": Op("layer norm, backward", ROWS, 3, _layer_norm_backward, 2.0),
+    "batch_norm_forward_out": Op(
+        "batch norm, training, out= given", ALL, 2, _batch_norm_forward, 2.0, max_ndim=4, min_rows=2
+    ),
+    "batch_norm_forward": Op(
+        "batch norm, training", ALL, 2, _batch_norm_forward, 2.0, max_ndim=4, min_rows=2
+    ),
+    "batch_norm_out": Op("batch norm, inference, out= given", ALL, 2, _batch_norm, 2.0, max_ndim=4),
+    "batch_norm": Op("batch norm, inference", ALL, 2, _batch_norm, 2.0, max_ndim=4),
+    "batch_norm_backward": Op(
+        "batch norm, backward", ALL, 3, _batch_norm_backward, 2.0, max_ndim=4, min_rows=2
+    ),
+    "call": Op("layer norm, cost of a call", [(1, 8)], 2, _layer_norm, 1 / 0.6),
+}
+GROUPS = {"norms": list(OPS)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation at one shape and dtype."""
+
+    op: str
+    shape: Shape
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.op} {format_shape(self.shape)} {self.dtype}"
+
+    @property
+    def array_bytes(self) -> int:
+        """Bytes of x."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes that a perfect kernel moves; gain, bias and statistics are not counted."""
+        return OPS[self.op].arrays * self.array_bytes
+
+    def inputs(self, offset: int = 0) -> Inputs:
+        """Seeded arrays, each `offset` bytes into a cache line."""
+        return _inputs(self.shape, self.dtype, offset)
+
+
+@lru_cache(maxsize=1)
+def _inputs(shape: Shape, dtype: str, offset: int) -> Inputs:
+    rng = np.random.default_rng(20160721)
+
+    def draw(shape: Shape, scale: float, shift: float) -> Array:
+        array = aligned_empty(shape, dtype, offset)
+        rng.standard_normal(dtype=array.dtype.type, out=array.reshape(-1))
+        array *= scale
+        array += shift
+        return array
+
+    params = (shape[1],)
+    return Inputs(
+        x=draw(shape, 1.5, 0.5),
+        dy=draw(shape, 1, 0),
+        gain=draw(params, 0.1, 1),
+        bias=draw(params, 0.1, 0),
+        mean=draw(params, 0.1, 0.5),
+        var=np.square(draw(params, 0.1, 1.5)),
+        out=draw(shape, 0, 0),  # written, so that its pages are there
+    )
+
+
+def aligned_empty(shape: Shape, dtype: str, offset: int = 0) -> Array:
+    """An uninitialized array that starts `offset` bytes into a cache line of 64."""
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    buffer = np.empty(n_bytes + 128, np.uint8)
+    first = -buffer.ctypes.data % 64 + offset
+    return buffer[first : first + n_bytes].view(dtype).reshape(shape)
+
+
+def parse_shape(text: str) -> Shape:
+    """``"512x768"`` or ``"32x64x56x56"`` as a tuple: rows and features, or NCHW."""
+    try:
+        shape = tuple(int(size) for size in text.lower().split("x"))
+    except ValueError:
+        shape = ()
+    if len(shape) not in (2, 4) or min(shape) < 1:
+        raise ValueError(f"a shape is ROWSxFEATURES or NxCxHxW, such as 512x768; got {text!r}")
+    return shape
+
+
+def format_shape(shape: Shape) -> str:
+    """The text that `parse_shape` reads."""
+    return "x".join(map(str, shape))
+
+
+def select(
+    ops: Sequence[str], shapes: Sequence[Shape] | None = None, dtypes: Sequence[str] | None = None
+) -> list[Case]:
+    """Cases of these operations, those of a shape together; shapes that do not fit left out."""
+
+    def cases(name: str) -> Iterator[Case]:
+        op = OPS[name]
+        # What a call costs does not depend on a shape that someone asks for.
+        own = op.shapes if shapes is None or name == "call" else shapes
+        for dtype, shape in itertools.product(op.dtypes, own):
+            fits = len(shape) <= op.max_ndim and shape[0] >= op.min_rows
+            if fits and (dtypes is None or dtype in dtypes):
+                yield Case(name, shape, dtype)
+
+    every = list(itertools.chain.from_iterable(cases(name) for name in ops))
+    places = {(case.shape, case.dtype): place for place, case in reversed(list(enumerate(every)))}
+    return sorted(every, key=lambda case: places[case.shape, case.dtype])
+
+
+def expected(case: Case, offset: int = 0) -> tuple[Array, ...]:
+    """The outputs for the inputs with that offset, in float64."""
+    return _expected(OPS[case.op].oracle, case.shape, case.dtype, offset)
+
+
+@lru_cache(maxsize=1)
+def _expected(
+    oracle: Callable[[Inputs], tuple[Array, ...]], shape: Shape, dtype: str, offset: int
+) -> tuple[Array, ...]:
+    inputs = _inputs(shape, dtype, offset)
+    return oracle(Inputs(*(array.astype(np.float64) for array in inputs)))
+
+
+def check(case: Case, got: Sequence[Array], oracle: Sequence[Array]) -> str | None:
+    """What is wrong with a contestant's outputs, or None."""
+    if len(got) != len(oracle):
+        return f"{len(got)} outputs instead of {len(oracle)}"
+    for place, (array, right) in enumerate(zip(got, oracle, strict=True)):
+        if array.size != right.size:
+            return f"output {place} has shape {array.shape}, not {right.shape}"
+        if array.dtype != case.dtype:
+            return f"output {place} has dtype {array.dtype}, not {case.dtype}"
+        error = np.max(np.abs(array.reshape(right.shape) - right)) / np.max(np.abs(right))
+        if not error <= TOLERANCES[case.dtype]:  # NaN too
+            return f"output {place} is off by {error:.1e} of its largest value"
+    return None

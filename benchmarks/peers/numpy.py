@@ -1,0 +1,57 @@
+"""NumPy: the formulas as they are. One thread."""
+
+import numpy as np
+
+from benchmarks import formulas
+from benchmarks.cases import EPS, Array, Inputs
+from benchmarks.peers.base import Peer, Run
+
+__all__ = ["NumPy"]
+
+
+class NumPy(Peer):
+    """A new output for each step of a formula, unless ``out`` is given."""
+
+    moments = staticmethod(formulas.moments)
+
+    def copy(self, i: Inputs) -> Run:
+        return lambda: np.copyto(i.out, i.x)
+
+    def layer_norm(self, i: Inputs) -> Run:
+        return lambda: formulas.layer_norm(i.x, i.gain, i.bias, EPS, self.moments)
+
+    call = layer_norm
+
+    def layer_norm_out(self, i: Inputs) -> Run:
+        def run() -> Array:
+            mean, var = self.moments(i.x, -1)
+            y = np.subtract(i.x, mean, out=i.out)
+            y *= (var + EPS) ** -0.5
+            y *= i.gain
+            y += i.bias
+            return y
+
+        return run
+
+    def layer_norm_backward(self, i: Inputs) -> Run:
+        mean, var = self.moments(i.x, -1)
+        rstd = (var + EPS) ** -0.5
+        return lambda: formulas.layer_norm_backward(i.dy, i.x, mean, rstd, i.gain)
+
+    def batch_norm(self, i: Inputs) -> Run:
+        mean, var, gain, bias = map(i.by_channel, (i.mean, i.var, i.gain, i.bias))
+        return lambda: formulas.batch_norm(i.x, mean, var, gain, bias, EPS)
+
+    batch_norm_out = batch_norm
+
+    def batch_norm_forward(self, i: Inputs) -> Run:
+        gain, bias = i.by_channel(i.gain), i.by_channel(i.bias)
+        return lambda: formulas.batch_norm_forward(i.x, gain, bias, EPS, i.axes, self.moments)
+
+    batch_norm_forward_out = batch_norm_forward
+
+    def batch_norm_backward(self, i: Inputs) -> Run:
+        mean, var = formulas.moments(i.x, i.axes)
+        rstd = (var + EPS) ** -0.5
+        gain = i.by_channel(i.gain)
+        return lambda: formulas.batch_norm_backward(i.dy, i.x, mean, rstd, gain, i.axes)

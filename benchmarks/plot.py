@@ -1,0 +1,108 @@
+"""The picture of a run: each contestant's GB/s beside those of a copy."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.cases import OPS, format_shape
+from benchmarks.peers import REFERENCE
+from benchmarks.results import Report, Result, by_operation
+
+__all__ = ["plot"]
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+COLOURS = {
+    "normlib": "#D55E00",
+    "PyTorch": "#0072B2",
+    "ONNX Runtime": "#56B4E9",
+    "JAX": "#009E73",
+    "numba": "#E69F00",
+    "NumPy": "#999999",
+}
+ROOF = "#222222"
+DPI = 110
+ROW_HEIGHT = 1.9
+
+
+def plot(report: Report, path: Path) -> list[Path]:
+    """Draw a picture for each thread count, and return where they are.
+
+    ``run.png`` becomes ``run-1-thread.png``, ``run-2-threads.png``. Each has a row for each
+    operation, in float32, or in float64 where that is all there is.
+    """
+    drawn = [r for r in report.results if r.case.op != "call" and r.copy_gigabytes]
+    dtype = min((result.case.dtype for result in drawn), default="")
+    paths = []
+    for n_threads in sorted({result.threads for result in drawn}):
+        count = "1 thread" if n_threads == 1 else f"{n_threads} threads"
+        own = path.with_stem(f"{path.stem}-{count.replace(' ', '-')}")
+        group = [r for r in drawn if r.threads == n_threads and r.case.dtype == dtype]
+        title = f"{dtype}, {count}, {report.head['CPU']}"
+        _figure(group, title).savefig(own, dpi=DPI)
+        paths.append(own)
+    return paths
+
+
+def _figure(results: Sequence[Result], title: str) -> Figure:
+    groups = by_operation(results)
+    names = [name for name in COLOURS if any(name in r.seconds for r in results)]
+    # A shape has the same place in each row.
+    shapes = list(dict.fromkeys(result.case.shape for result in results))
+    figure = Figure(
+        figsize=(max(8.0, 1 + 0.85 * len(shapes)), 1.2 + ROW_HEIGHT * len(groups)),
+        layout="constrained",
+    )
+    rows = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
+    for axes, ((_, op, _), group) in zip(rows, groups.items(), strict=True):
+        _draw(axes, group, names, [shapes.index(result.case.shape) for result in group])
+        axes.set_xlim(-0.5, len(shapes) - 0.5)
+        axes.set_title(OPS[op].title, loc="left", fontsize=10)
+    handles, labels = rows[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8
+    )
+    figure.suptitle(f"Speed by that of a copy; above bars, normlib's GB/s\n{title}", fontsize=10)
+    return figure
+
+
+def _draw(
+    axes: Axes, group: Sequence[Result], names: Sequence[str], columns: Sequence[int]
+) -> None:
+    width = 0.86 / len(names)
+    places = np.array(columns)
+    for number, name in enumerate(names):
+        shares = [result.of_copy(name) or 0 for result in group]
+        left = places + (number - (len(names) - 1) / 2) * width
+        axes.bar(left, shares, width * 0.94, color=COLOURS[name], label=name)
+        if name != REFERENCE:
+            continue
+        for x, share, result in zip(left, shares, group, strict=True):
+            axes.annotate(
+                _short(result.gigabytes(name)),
+                (x, share),
+                xytext=(0, 1.5),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=7,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.4},
+            )
+    axes.axhline(1, color=ROOF, linewidth=1, linestyle="--", label="copy")
+    axes.set_xticks(
+        places,
+        [f"{format_shape(r.case.shape)}\ncopy {_short(r.copy_gigabytes)}" for r in group],
+        fontsize=7,
+    )
+    axes.tick_params(axis="x", length=0)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.margins(y=0.18)
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"

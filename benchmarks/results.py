@@ -1,0 +1,223 @@
+"""What was measured, the arithmetic on it, and its form in a file."""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from benchmarks.cases import OPS, Case, format_shape
+from benchmarks.peers import PEERS, REFERENCE, RIVALS, absent, version
+
+__all__ = ["Report", "Result", "Summary", "by_operation", "geometric_mean", "machine", "summarize"]
+
+FLOOR = 1.15  # ratio to reach at every shape,
+NEAR = 1.05  # or this, where the rival itself comes near to the speed of a copy
+NEAR_COPY = 0.8
+# Variables that change the speed: spinning OpenMP threads, normlib's CPU level, huge pages.
+ENVIRONMENT = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "NORMLIB_CPU", "NUMPY_MADVISE_HUGEPAGE")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Seconds of a call, by contestant; copies: of a copy of x, by whose copy it is.
+
+    failures: what was wrong, by contestant. others: cores that other processes kept busy.
+    """
+
+    case: Case
+    threads: int
+    seconds: dict[str, float]
+    copies: dict[str, float]
+    failures: dict[str, str] = field(default_factory=dict)
+    others: float | None = None
+
+    @property
+    def ours(self) -> float | None:
+        """Seconds of normlib; None if it did not run, or failed."""
+        return self.seconds.get(REFERENCE)
+
+    def ratio(self, name: str) -> float | None:
+        """A contestant's time by ours: above 1, normlib is ahead."""
+        if self.ours is None or name not in self.seconds:
+            return None
+        return self.seconds[name] / self.ours
+
+    @property
+    def rival(self) -> str | None:
+        """The fastest of PyTorch and ONNX Runtime; of all, where neither runs."""
+        others = [name for name in self.seconds if name != REFERENCE]
+        rivals = [name for name in others if name in RIVALS] or others
+        return min(rivals, key=self.seconds.__getitem__, default=None)
+
+    @property
+    def lead(self) -> float | None:
+        """The ratio to the rival."""
+        return None if self.rival is None else self.ratio(self.rival)
+
+    @property
+    def goal(self) -> float:
+        """The lead to reach."""
+        near = self.rival is not None and (self.of_copy(self.rival) or 0) > NEAR_COPY
+        return NEAR if near else FLOOR
+
+    def gigabytes(self, name: str = REFERENCE) -> float | None:
+        """GB/s, of the bytes that a perfect kernel moves."""
+        seconds = self.seconds.get(name)
+        return None if seconds is None else self.case.bytes_moved / seconds / 1e9
+
+    @property
+    def copy_gigabytes(self) -> float | None:
+        """GB/s of the faster copy: the roofline."""
+        if not self.copies:
+            return None
+        return 2 * self.case.array_bytes / min(self.copies.values()) / 1e9
+
+    def of_copy(self, name: str = REFERENCE) -> float | None:
+        """A contestant's GB/s by those of the copy."""
+        speed, roof = self.gigabytes(name), self.copy_gigabytes
+        return None if speed is None or roof is None else speed / roof
+
+
+def geometric_mean(ratios: Iterable[float]) -> float:
+    """exp of the mean of logarithms."""
+    logarithms = [math.log(ratio) for ratio in ratios]
+    return math.exp(math.fsum(logarithms) / len(logarithms))
+
+
+def by_operation(results: Sequence[Result]) -> dict[tuple[int, str, str], list[Result]]:
+    """Results by threads, operation and dtype, in the order of `OPS`."""
+    groups: dict[tuple[int, str, str], list[Result]] = {}
+    for result in results:
+        key = (result.threads, result.case.op, result.case.dtype)
+        groups.setdefault(key, []).append(result)
+    places = list(OPS)
+    order = sorted(groups, key=lambda key: (key[0], places.index(key[1]), key[2]))
+    return {key: groups[key] for key in order}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One operation, dtype and thread count over its shapes."""
+
+    title: str
+    dtype: str
+    threads: int
+    mean: float
+    goal: float
+    worst: Result
+    losses: int
+    shapes: int
+
+
+def summarize(results: Sequence[Result]) -> list[Summary]:
+    """Geometric mean and least of the ratios to the rivals, for each operation."""
+    leads = {
+        key: [(result.lead, result) for result in group if result.lead is not None]
+        for key, group in by_operation(results).items()
+    }
+    return [
+        Summary(
+            title=OPS[op].title,
+            dtype=dtype,
+            threads=threads,
+            mean=geometric_mean(lead for lead, _ in group),
+            goal=OPS[op].goal,
+            worst=min(group, key=lambda pair: pair[0])[1],
+            losses=sum(lead < 1 for lead, _ in group),
+            shapes=len(group),
+        )
+        for (threads, op, dtype), group in leads.items()
+        if group
+    ]
+
+
+def machine(peers: Sequence[str]) -> dict[str, str]:
+    """What the figures depend on."""
+    from normlib.info import config
+
+    values = config()
+    absentees = {name: absent(name) for name in PEERS}
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "CPU": f"{_cpu_model()}, of which this process may use {_count(values['threads'], 'core')}",
+        "CPU level": str(values["cpu_level"]),
+        "system": f"{platform.system()} {platform.release()}, Python {values['python']}",
+        "environment": " ".join(f"{n}={os.environ[n]}" for n in ENVIRONMENT if n in os.environ)
+        or "none of " + ", ".join(ENVIRONMENT),
+        "contestants": ", ".join(f"{name} {version(name)}" for name in peers),
+        "not installed": ", ".join(
+            f"{name} ({', '.join(packages)})" for name, packages in absentees.items() if packages
+        )
+        or "none",
+    }
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+@dataclass
+class Report:
+    """A run: the machine and the results."""
+
+    head: dict[str, str]
+    results: list[Result] = field(default_factory=list)
+
+    @property
+    def load(self) -> str:
+        """How busy other processes were, in a sentence."""
+        values = [result.others for result in self.results if result.others is not None]
+        if not values:
+            return "unknown"
+        mean, most = sum(values) / len(values), max(values)
+        return f"other processes kept {mean:.2f} cores busy on average, {most:.2f} at most"
+
+    def save(self, path: Path) -> None:
+        """Write JSON, with the figures that follow from the times."""
+        results = []
+        for result in self.results:
+            values: dict[str, Any] = asdict(result)
+            values["case"]["shape"] = format_shape(result.case.shape)
+            values |= {
+                "ratios": {name: result.ratio(name) for name in result.seconds},
+                "gigabytes_per_second": {n: result.gigabytes(n) for n in result.seconds},
+                "copy_gigabytes_per_second": result.copy_gigabytes,
+            }
+            results.append(values)
+        text = json.dumps({"head": self.head, "load": self.load, "results": results}, indent=1)
+        path.write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what `save` wrote."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return cls(values["head"], [_result(entry) for entry in values["results"]])
+
+
+def _result(entry: dict[str, Any]) -> Result:
+    shape = tuple(map(int, entry["case"]["shape"].split("x")))
+    case = Case(entry["case"]["op"], shape, str(np.dtype(entry["case"]["dtype"])))
+    return Result(
+        case,
+        entry["threads"],
+        entry["seconds"],
+        entry["copies"],
+        entry["failures"],
+        entry["others"],
+    )
