@@ -274,8 +274,8 @@ def layer_norm_backward(
         return np.empty(x.shape, x.dtype), dgain, dbias
     rows = view.flatten(x)
     dx = np.empty_like(rows)
-    partial = np.empty(_kernels.layer_norm.layer_norm_backward_scratch(*rows.shape))
-    _kernels.layer_norm.layer_norm_backward(
+    partial = np.empty(_kernels.layer_norm_backward.scratch_shape(*rows.shape))
+    _kernels.layer_norm_backward.layer_norm_backward(
         view.flatten(dy), rows, gain, mean, rstd, dx, dgain, dbias, partial, threads_for(x.size)
     )
     return view.restore(dx), dgain, dbias
@@ -368,8 +368,8 @@ def _rstd(var: Array, eps: float) -> Array:
 def _statistics(sample: Array, eps: float) -> tuple[Array, Array, Array, Array]:
     """mean, what it lacks for being a double, var and rstd of each channel of (outer, C, inner)."""
     mean, rest, var, rstd = (np.empty(sample.shape[1]) for _ in range(4))
-    scratch = np.empty(_kernels.batch_norm.scratch_shape(*sample.shape))
-    _kernels.batch_norm.batch_moments(
+    scratch = np.empty(_kernels.batch_moments.scratch_shape(*sample.shape))
+    _kernels.batch_moments.batch_moments(
         sample, scratch, mean, rest, var, rstd, eps, threads_for(sample.size)
     )
     return mean, rest, var, rstd
@@ -599,10 +599,10 @@ def batch_norm_backward(
     dx = np.empty_like(values)
     factors = np.empty((7, view.n_channels), x.dtype)
     doubles = np.empty(view.n_channels + 1, np.intp)
-    scratch = np.empty(_kernels.batch_norm.scratch_shape(*values.shape))
+    scratch = np.empty(_kernels.batch_moments.scratch_shape(*values.shape))
 
     def run(values: Array) -> None:
-        _kernels.batch_norm.batch_norm_backward(
+        _kernels.batch_norm_backward.batch_norm_backward(
             dvalues, values, mean, rest, rstd, gain, counted, n, factors, doubles, scratch,
             dx, dgain, dbias, threads_for(x.size),
         )  # fmt: skip

@@ -16,7 +16,7 @@ def use(monkeypatch):
     monkeypatch.setattr(threads, "MIN_ELEMENTS", 1)
 
     def use(level, n_threads):
-        for name in ["batch_norm", "cells", "layer_norm", "moments", "product"]:
+        for name in _kernels.KERNELS:
             monkeypatch.setattr(_kernels, name, _kernels.load(name, level))
         normlib.set_num_threads(n_threads)
 

@@ -11,7 +11,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 LEVELS = ("baseline", "v3", "v4")
-KERNELS = ("batch_norm", "cells", "layer_norm", "moments", "product")
+KERNELS = (
+    "batch_moments",
+    "batch_norm",
+    "batch_norm_backward",
+    "cells",
+    "layer_norm",
+    "layer_norm_backward",
+    "moments",
+    "product",
+)
 
 _HOW_TO_BUILD = (
     "Build them with 'pip install -e .' in normlib's source folder, which needs a C compiler, or "
@@ -81,10 +90,22 @@ def load(name: str, level: str) -> ModuleType:
 level = choose_level(os.environ.get("NORMLIB_CPU"))
 
 if TYPE_CHECKING:
-    from normlib._kernels import batch_norm, cells, layer_norm, moments, product
+    from normlib._kernels import (
+        batch_moments,
+        batch_norm,
+        batch_norm_backward,
+        cells,
+        layer_norm,
+        layer_norm_backward,
+        moments,
+        product,
+    )
 else:
+    batch_moments = load("batch_moments", level)
     batch_norm = load("batch_norm", level)
+    batch_norm_backward = load("batch_norm_backward", level)
     cells = load("cells", level)
     layer_norm = load("layer_norm", level)
+    layer_norm_backward = load("layer_norm_backward", level)
     moments = load("moments", level)
     product = load("product", level)

@@ -22,16 +22,3 @@ def layer_norm_plain(
     out: NDArray[Any] | None,
     threads_for: Callable[[int], int],
 ) -> NDArray[Any] | None: ...
-def layer_norm_backward_scratch(n_rows: int, n: int) -> tuple[int, int, int]: ...
-def layer_norm_backward(
-    dy: NDArray[Any],
-    x: NDArray[Any],
-    gain: NDArray[Any] | None,
-    mean: NDArray[np.float64],
-    rstd: NDArray[np.float64],
-    dx: NDArray[Any],
-    dgain: NDArray[Any] | None,
-    dbias: NDArray[Any],
-    partial: NDArray[np.float64],
-    n_threads: int,
-) -> None: ...

@@ -1,0 +1,525 @@
+"""Gradients of batch normalization by the statistics of the batch itself.
+
+Arrays come in checked: C-contiguous, of one dtype (float32 or float64), no axis empty; statistics
+in float64. channels.pxd tells how the loops go over memory.
+
+With xhat recomputed, S1 = sum(dy), S2 = sum(dy * xhat), and n the number of values in a channel's
+statistics:
+
+    dx = gain * rstd * (dy - (S1 + xhat * S2) / n)
+
+where a row that the statistics left out has dx = gain * rstd * dy. dbias = S1 and dgain = S2.
+"""
+from cython.parallel cimport prange
+
+from normlib._kernels.arrays cimport address, dim, is_single
+from normlib._kernels.channels cimport (
+    Shape, Statistics, STRIP, add_blocks, beyond, block_size, find_doubles, gain_of, load_doubles,
+    items_per_block, n_items, rest_of, scale_channels, store_doubles,
+)
+from normlib._kernels.rows cimport FOLD
+from normlib._kernels.vec cimport (
+    MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, VF64_LANES, at, at_out, block_vecs, lanes, vadd_to,
+    vf32, vf64, vf64_set, vfirst, vfma, vfold, vget, vload, vload_first, vnarrow, vput, vreal,
+    vset, vstore_first, vsum_wide, vwiden,
+)
+
+cdef enum:
+    OUTER = 8            # rows of columns that are done together
+
+cdef enum:
+    MEAN = 0                # rows of the factors of the backward pass
+    RSTD = 1                # xhat = fma(x - MEAN, RSTD, OFFSET)
+    OFFSET = 2
+    SCALE = 3               # dx = fma(dy - CENTER, SCALE, fma(x - MEAN, SLOPE, LEVEL)):
+    CENTER = 4              # S1 / n, rounded
+    SLOPE = 5               # -SCALE * S2 / n * RSTD
+    LEVEL = 6               # -SCALE * (what CENTER lacks of S1 / n, + S2 / n * OFFSET)
+
+
+cdef inline double xhat_double(double x, const Statistics *statistics, Py_ssize_t c) noexcept nogil:
+    return ((x - statistics.mean[c]) - rest_of(statistics, c)) * statistics.rstd[c]
+
+
+cdef inline void sum_double(
+    const vreal *dy,        # IN, at the channel's first element
+    const vreal *x,         # IN
+    double *sum1,           # OUT
+    double *sum2,           # OUT
+    Py_ssize_t n,
+    Py_ssize_t stride,
+    const Statistics *statistics,
+    Py_ssize_t c,
+) noexcept nogil:
+    cdef Py_ssize_t i
+    sum1[0] = 0
+    sum2[0] = 0
+    for i in range(n):
+        sum1[0] += vget(dy, i * stride)
+        sum2[0] += vget(dy, i * stride) * xhat_double(vget(x, i * stride), statistics, c)
+
+
+cdef inline void sum_columns(
+    const vreal *dy,        # IN  (n_rows, stride), at the first column
+    const vreal *x,         # IN  (n_rows, stride)
+    const vreal *factors,   # IN  (7, stride)
+    double *sum1,           # OUT (STRIP,)
+    double *sum2,           # OUT (STRIP,)
+    Py_ssize_t n_rows,
+    Py_ssize_t stride,
+    Py_ssize_t n_columns,   # at most one block of the type
+    bint full,              # a constant: exactly one
+) noexcept nogil:
+    cdef vreal acc1[MAX_BLOCK_VECS]
+    cdef vreal acc2[MAX_BLOCK_VECS]
+    cdef vreal mean[MAX_BLOCK_VECS]
+    cdef vreal rstd[MAX_BLOCK_VECS]
+    cdef vreal offset[MAX_BLOCK_VECS]
+    cdef vreal g, xhat
+    cdef int k
+    cdef int n_vecs = block_vecs(x)
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t r = 0
+    cdef Py_ssize_t i, stop, left
+    for i in range(n_vecs * width):
+        sum1[i] = 0
+        sum2[i] = 0
+    for k in range(n_vecs):
+        i = k * width
+        left = n_columns - i
+        mean[k] = vload(at(factors, MEAN * stride + i), left, full)
+        rstd[k] = vload(at(factors, RSTD * stride + i), left, full)
+        offset[k] = vload(at(factors, OFFSET * stride + i), left, full)
+    while r < n_rows:
+        stop = min(r + FOLD, n_rows)
+        for k in range(n_vecs):
+            acc1[k] = vset(0, x)
+            acc2[k] = vset(0, x)
+        while r < stop:
+            for k in range(n_vecs):
+                i = k * width
+                left = n_columns - i
+                g = vload(at(dy, r * stride + i), left, full)
+                xhat = vfma(vload(at(x, r * stride + i), left, full) - mean[k], rstd[k], offset[k])
+                acc1[k] = acc1[k] + g
+                acc2[k] = vfma(g, xhat, acc2[k])
+            r += 1
+        for k in range(n_vecs):
+            vadd_to(sum1 + k * width, acc1[k])
+            vadd_to(sum2 + k * width, acc2[k])
+
+
+cdef inline void sum_plane(
+    const vreal *dy,        # IN  (n,)
+    const vreal *x,         # IN  (n,)
+    double *sum1,           # IN/OUT
+    double *sum2,           # IN/OUT
+    Py_ssize_t n,
+    double mean,
+    double rstd,
+    double offset,
+) noexcept nogil:
+    cdef vreal acc1[MAX_BLOCK_VECS]
+    cdef vreal acc2[MAX_BLOCK_VECS]
+    cdef vf64 wide1[MAX_WIDE_VECS]
+    cdef vf64 wide2[MAX_WIDE_VECS]
+    cdef vreal m = vset(mean, x)
+    cdef vreal s = vset(rstd, x)
+    cdef vreal t = vset(offset, x)
+    cdef vreal g, xhat
+    cdef int k
+    cdef int n_vecs = block_vecs(x)
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t j, left, stop
+    for k in range(MAX_WIDE_VECS):
+        wide1[k] = vf64_set(0)
+        wide2[k] = vf64_set(0)
+    while i < n:
+        for k in range(n_vecs):
+            acc1[k] = vset(0, x)
+            acc2[k] = vset(0, x)
+        stop = min(i + FOLD * n_vecs * width, n)
+        while i + n_vecs * width <= stop:
+            for k in range(n_vecs):
+                j = i + k * width
+                g = at(dy, j)[0]
+                acc1[k] = acc1[k] + g
+                acc2[k] = vfma(g, vfma(at(x, j)[0] - m, s, t), acc2[k])
+            i += n_vecs * width
+        if i < stop:
+            for k in range(n_vecs):
+                j = i + k * width
+                left = stop - j
+                g = vload_first(at(dy, j), left)
+                xhat = vfirst(vfma(vload_first(at(x, j), left) - m, s, t), left)
+                acc1[k] = acc1[k] + g
+                acc2[k] = vfma(g, xhat, acc2[k])
+            i = stop
+        vfold(acc1, wide1)
+        vfold(acc2, wide2)
+    sum1[0] += vsum_wide(x, wide1)
+    sum2[0] += vsum_wide(x, wide2)
+
+
+cdef void sums_item(
+    const vreal *dy,        # IN  (outer, channels, inner)
+    const vreal *x,         # IN  (outer, channels, inner)
+    const vreal *gain,      # IN  (channels,) or NULL
+    const vreal *factors,   # IN  (7, channels)
+    double *scratch,        # OUT (blocks, 3, padded)
+    const Shape *shape,
+    const Statistics *statistics,
+    Py_ssize_t padded,
+    Py_ssize_t item,
+) noexcept nogil:
+    cdef Py_ssize_t size = block_size(shape)
+    cdef Py_ssize_t block = item // items_per_block(shape)
+    cdef Py_ssize_t channel = item % items_per_block(shape)
+    cdef Py_ssize_t channels = shape.channels
+    cdef Py_ssize_t block_columns = block_vecs(x) * lanes(x)
+    cdef double *sum1 = scratch + 3 * block * padded
+    cdef double *sum2 = scratch + (3 * block + 1) * padded
+    cdef double part1, part2
+    cdef Py_ssize_t n_rows, first, row, o, i, c
+    if shape.inner == 1:
+        n_rows = min(size, shape.outer - block * size)
+        row = block * size * channels
+        first = channel * STRIP
+        while first < min((channel + 1) * STRIP, channels):
+            if first + block_columns <= channels:
+                sum_columns(at(dy, row + first), at(x, row + first), at(factors, first),
+                            sum1 + first, sum2 + first, n_rows, channels, block_columns, True)
+            else:
+                sum_columns(at(dy, row + first), at(x, row + first), at(factors, first),
+                            sum1 + first, sum2 + first, n_rows, channels, channels - first, False)
+            for c in range(first, min(first + block_columns, channels)):
+                if beyond(x, gain, statistics, c):
+                    sum_double(at(dy, row + c), at(x, row + c), sum1 + c, sum2 + c, n_rows,
+                               channels, statistics, c)
+            first += block_columns
+        return
+    sum1[channel] = 0
+    sum2[channel] = 0
+    for o in range(block * size, min((block + 1) * size, shape.outer)):
+        i = (o * channels + channel) * shape.inner
+        if beyond(x, gain, statistics, channel):
+            sum_double(at(dy, i), at(x, i), &part1, &part2, shape.inner, 1, statistics, channel)
+            sum1[channel] += part1
+            sum2[channel] += part2
+        else:
+            sum_plane(at(dy, i), at(x, i), sum1 + channel, sum2 + channel, shape.inner,
+                      vget(factors, MEAN * channels + channel),
+                      vget(factors, RSTD * channels + channel),
+                      vget(factors, OFFSET * channels + channel))
+
+
+cdef inline void input_gradient_double(
+    const vreal *dy,        # IN  (n,)
+    const vreal *x,         # IN  (n,)
+    vreal *dx,              # OUT (n,)
+    Py_ssize_t n,
+    bint counted,
+    double gain,
+    double mean1,
+    double mean2,
+    const Statistics *statistics,
+    Py_ssize_t c,
+) noexcept nogil:
+    cdef double g
+    cdef Py_ssize_t i
+    for i in range(n):
+        g = vget(dy, i)
+        if counted:
+            g = g - mean1 - xhat_double(vget(x, i), statistics, c) * mean2
+        vput(dx, i, g * statistics.rstd[c] * gain)
+
+
+cdef inline vreal input_gradient(vreal dy, vreal x, vreal mean, vreal scale, vreal center,
+                                 vreal slope, vreal level) noexcept nogil:
+    return vfma(dy - center, scale, vfma(x - mean, slope, level))
+
+
+cdef inline void input_gradient_vector(
+    const vreal *dy,        # IN  (n_rows, channels), at the first column
+    const vreal *x,         # IN  (n_rows, channels)
+    const vreal *factors,   # IN  (7, channels)
+    vreal *dx,              # OUT (n_rows, channels)
+    const char *counted,    # IN  (n_rows,) or NULL
+    Py_ssize_t n_rows,
+    Py_ssize_t channels,
+    Py_ssize_t n,           # columns, at most one vector
+    bint full,              # a constant: exactly one
+) noexcept nogil:
+    """A vector of columns of some rows, the factors being loaded once."""
+    cdef vreal mean = vload(at(factors, MEAN * channels), n, full)
+    cdef vreal scale = vload(at(factors, SCALE * channels), n, full)
+    cdef vreal center = vload(at(factors, CENTER * channels), n, full)
+    cdef vreal slope = vload(at(factors, SLOPE * channels), n, full)
+    cdef vreal level = vload(at(factors, LEVEL * channels), n, full)
+    cdef vreal g
+    cdef Py_ssize_t r, i
+    for r in range(n_rows):
+        i = r * channels
+        g = vload(at(dy, i), n, full)
+        if counted == NULL or counted[r]:
+            g = input_gradient(g, vload(at(x, i), n, full), mean, scale, center, slope, level)
+        else:
+            g = g * scale
+        if full:
+            at_out(dx, i)[0] = g
+        else:
+            vstore_first(at_out(dx, i), g, n)
+
+
+cdef inline void input_gradient_columns(
+    const vreal *dy,        # IN  (n_rows, channels)
+    const vreal *x,         # IN  (n_rows, channels)
+    const vreal *factors,   # IN  (7, channels)
+    vreal *dx,              # OUT (n_rows, channels)
+    const char *counted,    # IN  (n_rows,) or NULL
+    Py_ssize_t n_rows,
+    Py_ssize_t channels,
+    Py_ssize_t first,
+    Py_ssize_t stop,
+) noexcept nogil:
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t c = first
+    while c + width <= stop:
+        input_gradient_vector(at(dy, c), at(x, c), at(factors, c), at_out(dx, c), counted, n_rows,
+                              channels, width, True)
+        c += width
+    if c < stop:
+        input_gradient_vector(at(dy, c), at(x, c), at(factors, c), at_out(dx, c), counted, n_rows,
+                              channels, stop - c, False)
+
+
+cdef inline void input_gradient_plane(
+    const vreal *dy,        # IN  (inner,)
+    const vreal *x,         # IN  (inner,)
+    const vreal *factors,   # IN  (7, channels)
+    vreal *dx,              # OUT (inner,)
+    Py_ssize_t inner,
+    Py_ssize_t channels,
+    Py_ssize_t c,
+) noexcept nogil:
+    cdef vreal mean = vset(vget(factors, MEAN * channels + c), x)
+    cdef vreal scale = vset(vget(factors, SCALE * channels + c), x)
+    cdef vreal center = vset(vget(factors, CENTER * channels + c), x)
+    cdef vreal slope = vset(vget(factors, SLOPE * channels + c), x)
+    cdef vreal level = vset(vget(factors, LEVEL * channels + c), x)
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t n
+    while i + width <= inner:
+        at_out(dx, i)[0] = input_gradient(at(dy, i)[0], at(x, i)[0], mean, scale, center, slope,
+                                          level)
+        i += width
+    if i < inner:
+        n = inner - i
+        vstore_first(at_out(dx, i),
+                     input_gradient(vload_first(at(dy, i), n), vload_first(at(x, i), n), mean,
+                                    scale, center, slope, level), n)
+
+
+cdef void input_gradient_item(
+    const vreal *dy,        # IN  (outer, channels, inner)
+    const vreal *x,         # IN  (outer, channels, inner)
+    const vreal *gain,      # IN  (channels,) or NULL
+    const vreal *factors,   # IN  (7, channels)
+    const Py_ssize_t *doubles,  # IN, ended by channels
+    const double *means,    # IN  (2, padded)
+    vreal *dx,              # OUT (outer, channels, inner)
+    const char *counted,    # IN  (outer,) or NULL
+    const Shape *shape,
+    const Statistics *statistics,
+    Py_ssize_t padded,
+    Py_ssize_t item,
+) noexcept nogil:
+    """OUTER rows of columns, or the planes of as many outer indices."""
+    cdef Py_ssize_t channels = shape.channels
+    cdef Py_ssize_t start = item * OUTER
+    cdef Py_ssize_t n_rows = min(OUTER, shape.outer - start)
+    cdef Py_ssize_t row = start * channels * shape.inner
+    cdef const char *rows_counted = NULL
+    cdef Py_ssize_t i, c, o
+    cdef Py_ssize_t first = 0
+    cdef Py_ssize_t d = 0
+    if counted != NULL:
+        rows_counted = counted + start
+    if shape.inner == 1:
+        while first <= channels:
+            c = doubles[d]
+            input_gradient_columns(at(dy, row), at(x, row), factors, at_out(dx, row),
+                                   rows_counted, n_rows, channels, first, c)
+            if c < channels:
+                for o in range(n_rows):
+                    i = row + o * channels + c
+                    input_gradient_double(at(dy, i), at(x, i), at_out(dx, i), 1,
+                                          rows_counted == NULL or rows_counted[o] != 0,
+                                          gain_of(gain, c), means[c], means[padded + c],
+                                          statistics, c)
+            first = c + 1
+            d += 1
+        return
+    for o in range(n_rows):
+        d = 0
+        for c in range(channels):
+            i = row + (o * channels + c) * shape.inner
+            if c == doubles[d]:
+                input_gradient_double(at(dy, i), at(x, i), at_out(dx, i), shape.inner, True,
+                                      gain_of(gain, c), means[c], means[padded + c], statistics, c)
+                d += 1
+            else:
+                input_gradient_plane(at(dy, i), at(x, i), factors, at_out(dx, i), shape.inner,
+                                     channels, c)
+
+
+cdef inline int load_gains(const vreal *gain, const vreal *tag, vf64 *parts, Py_ssize_t c,
+                           Py_ssize_t channels) noexcept nogil:
+    """A vector of gains from channel c on, in double, or ones; returns how many parts."""
+    if gain == NULL:
+        return vwiden(vset(1, tag), parts)
+    return vwiden(vload_first(at(gain, c), channels - c), parts)
+
+
+cdef inline void scale_by_gain(
+    const vreal *gain,      # IN  (channels,) or NULL
+    vreal *scale,           # OUT (channels,): gain * rstd
+    const Statistics *statistics,
+    Py_ssize_t channels,
+) noexcept nogil:
+    cdef vf64 gains[MAX_PARTS]
+    cdef Py_ssize_t width = lanes(scale)
+    cdef Py_ssize_t c = 0
+    cdef Py_ssize_t i
+    cdef int p
+    while c < channels:
+        for p in range(load_gains(gain, scale, gains, c, channels)):
+            i = c + p * VF64_LANES
+            gains[p] = gains[p] * load_doubles(statistics.rstd + i, channels - i)
+        vstore_first(at_out(scale, c), vnarrow(gains, vset(0, scale)), channels - c)
+        c += width
+
+
+cdef void finish_gradients(
+    const vreal *gain,      # IN  (channels,) or NULL
+    vreal *factors,         # IN/OUT (7, channels)
+    double *sums,           # IN/OUT (2, padded): S1 and S2, then S1 / n and S2 / n
+    vreal *dgain,           # OUT (channels,) or NULL
+    vreal *dbias,           # OUT (channels,)
+    const Statistics *statistics,
+    Py_ssize_t channels,
+    Py_ssize_t padded,
+    double count,
+) noexcept nogil:
+    cdef vf64 scales[MAX_PARTS]
+    cdef vf64 sum1[MAX_PARTS]
+    cdef vf64 sum2[MAX_PARTS]
+    cdef vf64 centers[MAX_PARTS]
+    cdef vf64 offsets[MAX_PARTS]
+    cdef vf64 rstd
+    cdef vf64 inverse = vf64_set(1 / count)
+    cdef vf64 zero = vf64_set(0)
+    cdef vreal like = vset(0, factors)
+    cdef vreal center
+    cdef int p, n_parts
+    cdef Py_ssize_t width = lanes(factors)
+    cdef Py_ssize_t c = 0
+    cdef Py_ssize_t n, i
+    while c < channels:
+        n = channels - c
+        n_parts = load_gains(gain, factors, scales, c, channels)
+        vwiden(vload_first(at(factors, OFFSET * channels + c), n), offsets)
+        for p in range(n_parts):
+            i = c + p * VF64_LANES
+            sum1[p] = load_doubles(sums + i, channels - i)
+            sum2[p] = load_doubles(sums + padded + i, channels - i)
+        vstore_first(at_out(dbias, c), vnarrow(sum1, like), n)
+        if dgain != NULL:
+            vstore_first(at_out(dgain, c), vnarrow(sum2, like), n)
+        for p in range(n_parts):
+            i = c + p * VF64_LANES
+            sum1[p] = sum1[p] * inverse
+            sum2[p] = sum2[p] * inverse
+            store_doubles(sums + i, sum1[p], channels - i)
+            store_doubles(sums + padded + i, sum2[p], channels - i)
+        center = vnarrow(sum1, like)
+        vwiden(center, centers)
+        vstore_first(at_out(factors, CENTER * channels + c), center, n)
+        for p in range(n_parts):
+            i = c + p * VF64_LANES
+            rstd = load_doubles(statistics.rstd + i, channels - i)
+            scales[p] = zero - scales[p] * rstd
+            sum1[p] = scales[p] * ((sum1[p] - centers[p]) + sum2[p] * offsets[p])
+            sum2[p] = scales[p] * sum2[p] * rstd
+        vstore_first(at_out(factors, SLOPE * channels + c), vnarrow(sum2, like), n)
+        vstore_first(at_out(factors, LEVEL * channels + c), vnarrow(sum1, like), n)
+        c += width
+
+
+cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const char *counted,
+                       double n, vreal *factors, Py_ssize_t *doubles, double *scratch, vreal *dx,
+                       vreal *dgain, vreal *dbias, Shape shape, Statistics statistics,
+                       Py_ssize_t padded, int n_threads) noexcept nogil:
+    cdef Py_ssize_t channels = shape.channels
+    cdef Py_ssize_t i
+    # First the offset of xhat, of which gain is no part; then SCALE, of which it is.
+    scale_channels(<const vreal *>NULL, <const vreal *>NULL, at_out(factors, MEAN * channels),
+                   at_out(factors, RSTD * channels), at_out(factors, OFFSET * channels),
+                   &statistics, channels)
+    scale_by_gain(gain, at_out(factors, SCALE * channels), &statistics, channels)
+    find_doubles(gain, at(factors, SCALE * channels), doubles, &statistics, channels)
+    if n_threads == 1:
+        for i in range(n_items(&shape)):
+            sums_item(dy, x, gain, factors, scratch, &shape, &statistics, padded, i)
+    else:
+        for i in prange(n_items(&shape), schedule="static", num_threads=n_threads):
+            sums_item(dy, x, gain, factors, scratch, &shape, &statistics, padded, i)
+    add_blocks(scratch, &shape, padded)
+    finish_gradients(gain, factors, scratch, dgain, dbias, &statistics, channels, padded, n)
+    if n_threads == 1:
+        for i in range((shape.outer + OUTER - 1) // OUTER):
+            input_gradient_item(dy, x, gain, factors, doubles, scratch, dx, counted, &shape,
+                                &statistics, padded, i)
+    else:
+        for i in prange((shape.outer + OUTER - 1) // OUTER, schedule="static",
+                        num_threads=n_threads):
+            input_gradient_item(dy, x, gain, factors, doubles, scratch, dx, counted, &shape,
+                                &statistics, padded, i)
+
+
+def batch_norm_backward(dy, x, mean, rest, rstd, gain, counted, double n, factors, doubles, scratch,
+                        dx, dgain, dbias, int n_threads):
+    """Gradients of normalization by the batch's own statistics, x (outer, C, inner).
+
+    rest, gain and dgain may be None. counted, (outer,) of bool or None, tells which rows made the
+    statistics, each of n values; it needs inner = 1. factors (7, C) of x's type, doubles (C + 1)
+    of intp and scratch are scratch.
+    """
+    cdef Shape shape = Shape(dim(x, 0), dim(x, 1), dim(x, 2))
+    cdef Statistics statistics = Statistics(
+        <double *>address(mean), <double *>address(rest), <double *>address(rstd))
+    cdef Py_ssize_t padded = dim(scratch, 2)
+    cdef void *dy_data = address(dy)
+    cdef void *x_data = address(x)
+    cdef void *gain_data = address(gain)
+    cdef char *counted_data = <char *>address(counted)
+    cdef void *factors_data = address(factors)
+    cdef Py_ssize_t *doubles_data = <Py_ssize_t *>address(doubles)
+    cdef double *scratch_data = <double *>address(scratch)
+    cdef void *dx_data = address(dx)
+    cdef void *dgain_data = address(dgain)
+    cdef void *dbias_data = address(dbias)
+    cdef bint single = is_single(x)
+    with nogil:
+        if single:
+            backward_all[vf32](<vf32 *>dy_data, <vf32 *>x_data, <vf32 *>gain_data, counted_data, n,
+                               <vf32 *>factors_data, doubles_data, scratch_data, <vf32 *>dx_data,
+                               <vf32 *>dgain_data, <vf32 *>dbias_data, shape, statistics, padded,
+                               n_threads)
+        else:
+            backward_all[vf64](<vf64 *>dy_data, <vf64 *>x_data, <vf64 *>gain_data, counted_data, n,
+                               <vf64 *>factors_data, doubles_data, scratch_data, <vf64 *>dx_data,
+                               <vf64 *>dgain_data, <vf64 *>dbias_data, shape, statistics, padded,
+                               n_threads)

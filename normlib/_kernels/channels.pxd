@@ -1,0 +1,166 @@
+"""Views (outer, C, inner) of an array, whose channels are normalized over the other two axes.
+
+Design
+------
+Two memory orders, and so two loops for each step. Where inner is 1 the channels lie side by side,
+and a vector holds neighbouring channels ("columns"); else a vector holds neighbours of one channel
+("planes", each a contiguous run of inner elements).
+
+Sums over the batch run in blocks, of a size that only the shape decides, any thread taking any
+block; each block leaves its result in scratch, and blocks are merged in their order. float32
+statistics are sums in double about each channel's first value, which blocks just add; float64 ones
+those of rows.pxd, merged by Chan's formula. Sums of gradients are folded into double after FOLD
+steps.
+
+A channel whose scale, gain * rstd, is beyond the range of its type is done in double.
+"""
+from libc.math cimport fabs
+
+from normlib._kernels.rows cimport vector_range
+from normlib._kernels.vec cimport (
+    MAX_PARTS, VF64_LANES, at, at_out, lanes, vf64, vget, vload_first, vnarrow, vreal, vset,
+    vstore_first, vwiden,
+)
+
+cdef enum:
+    ROWS = 64            # rows in a block of the column loops, at least
+    PLANES = 16          # planes in a block of the plane loops, at least
+    BLOCK_ELEMENTS = 4096
+    STRIP = 64           # columns of a work item; a block of floats, two of doubles
+
+
+cdef struct Shape:
+    Py_ssize_t outer
+    Py_ssize_t channels
+    Py_ssize_t inner
+
+
+cdef inline Py_ssize_t block_size(const Shape *shape) noexcept nogil:
+    """Rows, or planes, in a block: more of short ones, lest the scratch outgrow the input."""
+    if shape.inner == 1:
+        return max(ROWS, BLOCK_ELEMENTS // shape.channels)
+    return max(PLANES, BLOCK_ELEMENTS // shape.inner)
+
+
+cdef inline Py_ssize_t n_blocks(const Shape *shape) noexcept nogil:
+    return (shape.outer + block_size(shape) - 1) // block_size(shape)
+
+
+cdef inline Py_ssize_t items_per_block(const Shape *shape) noexcept nogil:
+    """Work items in a block: strips of columns, or channels."""
+    if shape.inner == 1:
+        return (shape.channels + STRIP - 1) // STRIP
+    return shape.channels
+
+
+cdef inline Py_ssize_t n_items(const Shape *shape) noexcept nogil:
+    """Work items; those of a block follow each other, as in memory."""
+    return n_blocks(shape) * items_per_block(shape)
+
+
+cdef inline void add_blocks(
+    double *scratch,        # IN/OUT (blocks, 3, padded): the first block becomes the sum of all
+    const Shape *shape,
+    Py_ssize_t padded,
+) noexcept nogil:
+    cdef const double *block
+    cdef Py_ssize_t b, c
+    for b in range(1, n_blocks(shape)):
+        block = scratch + 3 * b * padded
+        for c in range(2 * padded):
+            scratch[c] += block[c]
+
+
+cdef inline vf64 load_doubles(const double *array, Py_ssize_t n) noexcept nogil:
+    return vload_first(<const vf64 *>array, n)
+
+
+cdef inline void store_doubles(double *array, vf64 v, Py_ssize_t n) noexcept nogil:
+    vstore_first(<vf64 *>array, v, n)
+
+
+cdef struct Statistics:     # each (channels,)
+    const double *mean
+    const double *rest      # or NULL for 0
+    const double *rstd
+
+
+cdef inline double rest_of(const Statistics *statistics, Py_ssize_t c) noexcept nogil:
+    return 0 if statistics.rest == NULL else statistics.rest[c]
+
+
+cdef inline double gain_of(const vreal *gain, Py_ssize_t c) noexcept nogil:
+    return 1 if gain == NULL else vget(gain, c)
+
+
+cdef inline bint beyond(const vreal *x, const vreal *gain, const Statistics *statistics,
+                        Py_ssize_t c) noexcept nogil:
+    """Whether channel c must be done in double."""
+    cdef double rstd = statistics.rstd[c]
+    return not (vector_range(x, rstd) and vector_range(x, gain_of(gain, c) * rstd))
+
+
+cdef inline void scale_channels(
+    const vreal *gain,      # IN  (channels,) or NULL
+    const vreal *bias,      # IN  (channels,) or NULL
+    vreal *mean_hi,         # OUT (channels,)
+    vreal *scale,           # OUT (channels,): gain * rstd
+    vreal *offset,          # OUT (channels,): bias - mean_lo * scale
+    const Statistics *statistics,
+    Py_ssize_t channels,
+) noexcept nogil:
+    cdef vf64 gains[MAX_PARTS]
+    cdef vf64 biases[MAX_PARTS]
+    cdef vf64 means[MAX_PARTS]
+    cdef vf64 highs[MAX_PARTS]
+    cdef vf64 scales[MAX_PARTS]
+    cdef vf64 offsets[MAX_PARTS]
+    cdef vf64 low
+    cdef vreal high
+    cdef int p, n_parts
+    cdef Py_ssize_t width = lanes(mean_hi)
+    cdef Py_ssize_t c = 0
+    cdef Py_ssize_t n, i
+    while c < channels:
+        n = min(width, channels - c)
+        n_parts = vwiden(vset(1, mean_hi) if gain == NULL else vload_first(at(gain, c), n), gains)
+        vwiden(vset(0, mean_hi) if bias == NULL else vload_first(at(bias, c), n), biases)
+        for p in range(n_parts):
+            i = c + p * VF64_LANES
+            means[p] = load_doubles(statistics.mean + i, channels - i)
+            scales[p] = gains[p] * load_doubles(statistics.rstd + i, channels - i)
+        high = vnarrow(means, vset(0, mean_hi))
+        vwiden(high, highs)
+        for p in range(n_parts):
+            i = c + p * VF64_LANES
+            low = means[p] - highs[p]
+            if statistics.rest != NULL:
+                low = low + load_doubles(statistics.rest + i, channels - i)
+            offsets[p] = biases[p] - low * scales[p]
+        vstore_first(at_out(mean_hi, c), high, n)
+        vstore_first(at_out(scale, c), vnarrow(scales, high), n)
+        vstore_first(at_out(offset, c), vnarrow(offsets, high), n)
+        c += width
+
+
+cdef inline void find_doubles(
+    const vreal *gain,      # IN  (channels,) or NULL
+    const vreal *scale,     # IN  (channels,)
+    Py_ssize_t *doubles,    # OUT (channels + 1,): the channels beyond vector range, then channels
+    const Statistics *statistics,
+    Py_ssize_t channels,
+) noexcept nogil:
+    cdef double size, rstd
+    cdef Py_ssize_t suspects = 0
+    cdef Py_ssize_t n = 0
+    cdef Py_ssize_t c
+    for c in range(channels):
+        size = fabs(vget(scale, c))
+        rstd = statistics.rstd[c]
+        suspects += 1 - ((size > 1e-30) & (size < 1e30) & (rstd > 1e-30) & (rstd < 1e30))
+    if suspects > 0:
+        for c in range(channels):
+            if beyond(scale, gain, statistics, c):
+                doubles[n] = c
+                n += 1
+    doubles[n] = channels

@@ -1,0 +1,18 @@
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+def scratch_shape(n_rows: int, n: int) -> tuple[int, int, int]: ...
+def layer_norm_backward(
+    dy: NDArray[Any],
+    x: NDArray[Any],
+    gain: NDArray[Any] | None,
+    mean: NDArray[np.float64],
+    rstd: NDArray[np.float64],
+    dx: NDArray[Any],
+    dgain: NDArray[Any] | None,
+    dbias: NDArray[Any],
+    partial: NDArray[np.float64],
+    n_threads: int,
+) -> None: ...
