@@ -104,7 +104,7 @@ cdef inline double first_mean(const vreal *x) noexcept nogil:
     return vround(vsum_wide(x, parts) * (1.0 / 16), x)
 
 
-cdef inline void sums_quick(
+cdef inline void sums_folded(
     const vreal *x,         # IN  (n,)
     vf64 *out1,             # OUT (MAX_WIDE_VECS,)
     vf64 *out2,             # OUT (MAX_WIDE_VECS,)
@@ -156,6 +156,16 @@ cdef inline void sums_quick(
         out2[k] = wide2[k]
 
 
+cdef inline void sums_about(const vreal *x, Py_ssize_t n, double m,
+                            double *sum_d, double *sum_d2) noexcept nogil:
+    """Sums of d and of d**2, d = x - m, for m in the row's type."""
+    cdef vf64 wide1[MAX_WIDE_VECS]
+    cdef vf64 wide2[MAX_WIDE_VECS]
+    sums_folded(x, wide1, wide2, n, m)
+    sum_d[0] = vsum_wide(x, wide1)
+    sum_d2[0] = vsum_wide(x, wide2)
+
+
 cdef inline void quick_moments(
     const vreal *x,         # IN  (n_rows, n)
     Moments *out,           # OUT (n_rows,)
@@ -177,7 +187,7 @@ cdef inline void quick_moments(
     for r in range(n_rows):
         shift[r] = first_mean(at(x, r * n))
     for r in range(n_rows):
-        sums_quick(at(x, r * n), wide1 + r * MAX_WIDE_VECS, wide2 + r * MAX_WIDE_VECS, n, shift[r])
+        sums_folded(at(x, r * n), wide1 + r * MAX_WIDE_VECS, wide2 + r * MAX_WIDE_VECS, n, shift[r])
     for r in range(n_rows):
         c = vsum_wide(x, wide1 + r * MAX_WIDE_VECS) * inverse
         var = vsum_wide(x, wide2 + r * MAX_WIDE_VECS) * inverse - c * c
@@ -225,50 +235,6 @@ cdef inline void sums_wide(const vreal *x, Py_ssize_t n, double shift,
                 acc2[slot] = vfma(d, d, acc2[slot])
     sum_d[0] = vsum_wide(x, acc1)
     sum_d2[0] = vsum_wide(x, acc2)
-
-
-cdef inline void sums_about(const vreal *x, Py_ssize_t n, double m,
-                            double *sum_d, double *sum_d2) noexcept nogil:
-    """Sums of d and of d**2, d = x - m, for m in the row's type."""
-    cdef vreal acc1[MAX_BLOCK_VECS]
-    cdef vreal acc2[MAX_BLOCK_VECS]
-    cdef vf64 wide1[MAX_WIDE_VECS]
-    cdef vf64 wide2[MAX_WIDE_VECS]
-    cdef vreal center = vset(m, x)
-    cdef vreal d
-    cdef int k
-    cdef int n_vecs = block_vecs(x)
-    cdef Py_ssize_t width = lanes(x)
-    cdef Py_ssize_t i = 0
-    cdef Py_ssize_t stop, left
-    cdef const vreal *p
-    for k in range(MAX_WIDE_VECS):
-        wide1[k] = vf64_set(0)
-        wide2[k] = vf64_set(0)
-    while i < n:
-        for k in range(n_vecs):
-            acc1[k] = vset(0, x)
-            acc2[k] = vset(0, x)
-        stop = min(i + FOLD * n_vecs * width, n)
-        while i + n_vecs * width <= stop:
-            p = at(x, i)
-            for k in range(n_vecs):
-                d = p[k] - center
-                acc1[k] = acc1[k] + d
-                acc2[k] = vfma(d, d, acc2[k])
-            i += n_vecs * width
-        if i < stop:
-            p = at(x, i)
-            for k in range(n_vecs):
-                left = stop - i - k * width
-                d = vfirst(vload_first(p + k, left) - center, left)
-                acc1[k] = acc1[k] + d
-                acc2[k] = vfma(d, d, acc2[k])
-            i = stop
-        vfold(acc1, wide1)
-        vfold(acc2, wide2)
-    sum_d[0] = vsum_wide(x, wide1)
-    sum_d2[0] = vsum_wide(x, wide2)
 
 
 cdef inline void merge_none(Merged *all) noexcept nogil:

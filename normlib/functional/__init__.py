@@ -1,0 +1,17 @@
+"""Stateless normalization.
+
+Statistics (mean, var, rstd) come back in float64, whatever the type of x; gains, biases and
+gradients have x's type.
+"""
+
+from normlib.functional.batch import batch_norm, batch_norm_backward, batch_norm_forward
+from normlib.functional.layer import layer_norm, layer_norm_backward, layer_norm_forward
+
+__all__ = [
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "layer_norm",
+    "layer_norm_backward",
+    "layer_norm_forward",
+]
