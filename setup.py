@@ -138,14 +138,18 @@ class BuildKernels(build_ext):
                 return False
 
 
+# Not kernels: what tells the levels apart, and what is as fast at any of them.
+ONE_BUILD = ["buffers", "cpu"]
+
+
 def kernels() -> list[Extension]:
-    """Every .pyx file once per CPU level, but for cpu.pyx, which tells the levels apart."""
+    """Every other .pyx file, once per CPU level."""
     names = sorted(path.stem for path in Path(FOLDER).glob("*.pyx"))
-    return [extension("cpu", "cpu", [])] + [
+    return [extension(name, name, []) for name in ONE_BUILD] + [
         extension(f"{level}.{name}", name, flags)
         for level, flags in CPU_LEVELS.items()
         for name in names
-        if name != "cpu"
+        if name not in ONE_BUILD
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from normlib._kernels.buffers import is_plain
 from normlib.errors import DTypeError, ParameterError, ShapeError
 
 Array = NDArray[Any]
@@ -27,6 +28,8 @@ MAX_SIZE = sys.maxsize // 8
 
 def as_float(x: ArrayLike, name: str) -> Array:
     """x as an aligned array of native float32 or float64, copied only if it must be."""
+    if is_plain(x):
+        return x
     if isinstance(x, np.ma.MaskedArray):
         raise DTypeError(
             f"{name} must be a plain array; got a masked one. Fill it first, for example with "
@@ -69,6 +72,8 @@ def as_like(
     """value as a C-contiguous array of that dtype; ShapeError unless it has that shape."""
     if value is None:
         return None
+    if is_plain(value) and value.dtype is dtype and value.shape == shape:
+        return value
     array = as_float(value, name)
     if array.shape != shape:
         raise ShapeError(f"{name} must have shape {shape} to match {what}; got {array.shape}")
@@ -180,6 +185,8 @@ def is_real(value: object) -> bool:
 
 def check_eps(eps: float) -> float:
     """eps as a float; ParameterError unless it is a real number, finite and at least 0."""
+    if type(eps) is float and 0 <= eps < math.inf:
+        return eps
     try:
         # float() would take strings, too.
         value = float(eps) if is_real(eps) else math.nan
@@ -213,6 +220,8 @@ def check_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
 
 def check_channel_axis(channel_axis: int, ndim: int) -> int:
     """channel_axis as a non-negative integer."""
+    if type(channel_axis) is int and -ndim <= channel_axis < ndim:
+        return channel_axis % ndim
     if ndim == 0:
         raise ShapeError("x must have a channel axis; got a scalar")
     try:

@@ -378,3 +378,13 @@ def test_empty_arrays(dtype):
     y, mean, var = normlib.batch_norm_forward(np.empty((3, 0), dtype))
     assert y.shape == (3, 0)
     assert mean.shape == var.shape == (0,)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_new_outputs_start_a_cache_line(name, rng):
+    for shape in [(3, 6), (50, 4, 6)]:
+        y = FUNCTIONS[name](rng.standard_normal(shape).astype(np.float32))
+        if "masked" not in name:
+            assert y.ctypes.data % 64 == 0
+        assert y.flags.c_contiguous
+        assert y.flags.writeable

@@ -1,5 +1,6 @@
 """Batch normalization of arrays: check, view as channels, call a kernel."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -7,7 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from normlib import _kernels
+from normlib._kernels.buffers import aligned_like
 from normlib.arrays import (
+    DOUBLE,
     Array,
     as_dtype,
     as_float,
@@ -32,16 +35,11 @@ class _Channels(NamedTuple):
     n_channels: int
     last: bool  # x is seen with its channel axis moved to the end
     shape: tuple[int, int, int]
+    what: str  # the axis, as error messages name it
 
     @classmethod
     def of(cls, x: Array, channel_axis: int, *, last: bool = False) -> "_Channels":
-        axis = check_channel_axis(channel_axis, x.ndim)
-        n = x.shape[axis]
-        if n == 1 and not last:
-            return cls(axis, 1, False, (1, 1, x.size))
-        if last:
-            return cls(axis, n, True, (math.prod(x.shape[:axis] + x.shape[axis + 1 :]), n, 1))
-        return cls(axis, n, False, (math.prod(x.shape[:axis]), n, math.prod(x.shape[axis + 1 :])))
+        return _channels(x.shape, check_channel_axis(channel_axis, x.ndim), last)
 
     @property
     def values(self) -> int:
@@ -66,12 +64,23 @@ class _Channels(NamedTuple):
         return out
 
     def parameter(self, value: ArrayLike | None, name: str, dtype: np.dtype[Any]) -> Array | None:
-        what = f"channel axis {self.axis} of x"
-        return as_like(value, name, (self.n_channels,), dtype, what)
+        return as_like(value, name, (self.n_channels,), dtype, self.what)
 
     def statistic(self, value: ArrayLike, name: str) -> Array:
-        what = f"channel axis {self.axis} of x"
-        return required_like(value, name, (self.n_channels,), np.dtype(float), what)
+        return required_like(value, name, (self.n_channels,), DOUBLE, self.what)
+
+
+@functools.lru_cache(maxsize=256)
+def _channels(shape: tuple[int, ...], axis: int, last: bool) -> _Channels:
+    n = shape[axis]
+    outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+    if last:
+        view = (outer * inner, n, 1)
+    elif n == 1:
+        view = (1, 1, outer * inner)
+    else:
+        view = (outer, n, inner)
+    return _Channels(axis, n, last, view, f"channel axis {axis} of x")
 
 
 def _normalize_channels(
@@ -89,7 +98,7 @@ def _normalize_channels(
         and out is not None
         and writable_directly(out, values, gain, bias, *statistics)
     )
-    y = out.reshape(view.shape) if direct and out is not None else np.empty_like(values)
+    y = out.reshape(view.shape) if direct and out is not None else aligned_like(values)
     factors = np.empty((3, view.n_channels), x.dtype)
     doubles = np.empty(view.n_channels + 1, np.intp)
     _kernels.batch_norm.batch_norm_forward(
@@ -337,7 +346,7 @@ def batch_norm_backward(
         sample = values if counted is None else values[counted.ravel()]
         same_mean, rest, _, _ = _statistics(sample, eps)
         rest[same_mean != mean] = 0
-    dx = np.empty_like(values)
+    dx = aligned_like(values)
     factors = np.empty((7, view.n_channels), x.dtype)
     doubles = np.empty(view.n_channels + 1, np.intp)
     scratch = np.empty(_kernels.batch_moments.scratch_shape(*values.shape))

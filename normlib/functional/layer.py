@@ -1,5 +1,6 @@
 """Layer normalization of arrays: check, view as rows of features, call a kernel."""
 
+import functools
 import math
 from typing import NamedTuple, cast
 
@@ -7,7 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from normlib import _kernels
+from normlib._kernels.buffers import aligned_like
 from normlib.arrays import (
+    DOUBLE,
     Array,
     Axis,
     as_float,
@@ -39,18 +42,8 @@ class _Rows(NamedTuple):
     @classmethod
     def of(cls, x: Array, axis: Axis) -> "_Rows":
         if axis is _LAST and x.ndim > 0:
-            order = tuple(range(x.ndim))
-            return cls(order, x.shape[:-1], x.shape[-1:], True, "axis -1 of x")
-        axes = check_axes(axis, x.ndim)
-        kept = tuple(a for a in range(x.ndim) if a not in axes)
-        order = kept + axes
-        return cls(
-            order,
-            tuple(x.shape[a] for a in kept),
-            tuple(x.shape[a] for a in axes),
-            order == tuple(range(x.ndim)),
-            f"axis {axis} of x",
-        )
+            return _rows(x.shape, (x.ndim - 1,), "axis -1 of x")
+        return _rows(x.shape, check_axes(axis, x.ndim), f"axis {axis} of x")
 
     def flatten(self, x: Array) -> Array:
         """x as a C-contiguous (rows, features), copied only if it must be."""
@@ -66,6 +59,19 @@ class _Rows(NamedTuple):
             return np.ascontiguousarray(y)
         out[...] = y
         return out
+
+
+@functools.lru_cache(maxsize=256)
+def _rows(shape: tuple[int, ...], axes: tuple[int, ...], what: str) -> _Rows:
+    kept = tuple(a for a in range(len(shape)) if a not in axes)
+    order = kept + axes
+    return _Rows(
+        order,
+        tuple(shape[a] for a in kept),
+        tuple(shape[a] for a in axes),
+        order == tuple(range(len(shape))),
+        what,
+    )
 
 
 def _layer_norm(
@@ -91,7 +97,7 @@ def _layer_norm(
     mean = np.empty(len(rows)) if statistics else None
     rstd = np.empty(len(rows)) if statistics else None
     direct = view.trailing and out is not None and writable_directly(out, rows, gain, bias)
-    y_rows = out.reshape(rows.shape) if direct and out is not None else np.empty_like(rows)
+    y_rows = out.reshape(rows.shape) if direct and out is not None else aligned_like(rows)
     _kernels.layer_norm.layer_norm_forward(
         rows, gain, bias, eps, y_rows, mean, rstd, threads_for(x.size)
     )
@@ -246,15 +252,15 @@ def layer_norm_backward(
     x = as_float(x, "x")
     view = _Rows.of(x, axis)
     dy = required_like(dy, "dy", x.shape, x.dtype, "x")
-    mean = required_like(mean, "mean", view.kept, np.dtype(float), "the other axes of x")
-    rstd = required_like(rstd, "rstd", view.kept, np.dtype(float), "the other axes of x")
+    mean = required_like(mean, "mean", view.kept, DOUBLE, "the other axes of x")
+    rstd = required_like(rstd, "rstd", view.kept, DOUBLE, "the other axes of x")
     gain = as_like(gain, "gain", view.features, x.dtype, view.what)
     dgain = None if gain is None else np.zeros(view.features, x.dtype)
     dbias = np.zeros(view.features, x.dtype)
     if x.size == 0:
         return np.empty(x.shape, x.dtype), dgain, dbias
     rows = view.flatten(x)
-    dx = np.empty_like(rows)
+    dx = aligned_like(rows)
     partial = np.empty(_kernels.layer_norm_backward.scratch_shape(*rows.shape))
     _kernels.layer_norm_backward.layer_norm_backward(
         view.flatten(dy), rows, gain, mean, rstd, dx, dgain, dbias, partial, threads_for(x.size)

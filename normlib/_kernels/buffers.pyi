@@ -1,0 +1,6 @@
+from typing import Any, TypeGuard
+
+from numpy.typing import NDArray
+
+def is_plain(array: object) -> TypeGuard[NDArray[Any]]: ...
+def aligned_like(x: NDArray[Any]) -> NDArray[Any]: ...
