@@ -10,13 +10,19 @@ from cython.parallel cimport prange
 
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.channels cimport (
-    Shape, Statistics, find_doubles, gain_of, load_doubles, rest_of, scale_channels,
-    store_doubles,
+    Shape, Statistics, beyond, find_doubles, gain_of, load_doubles, rest_of,
+    scale_channels, store_doubles,
 )
 from normlib._kernels.vec cimport (
-    VF64_LANES, at, at_out, lanes, vf32, vf64, vf64_set, vf64_sqrt, vfma, vget, vload_first, vput,
-    vreal, vselect_lt, vset, vstore_first,
+    VF64_LANES, at, at_out, lanes, to_boundary, vec_fence, vf32, vf64, vf64_set, vf64_sqrt, vfma,
+    vget, vload_first, vput, vreal, vselect_lt, vset, vstore, vstore_first,
 )
+
+cdef enum:
+    OUTER = 8            # rows of columns that are done together
+    PIECE = 16384        # elements of a plane that are one work item
+    STREAM_FLOATS = 1 << 23     # elements of an output that leaves the cache
+
 
 cdef inline void normalize_double(
     const vreal *x,         # IN
@@ -39,26 +45,35 @@ cdef inline void normalize_double(
 
 
 cdef inline void normalize_columns(
-    const vreal *x,         # IN  a row
+    const vreal *x,         # IN  (n_rows, channels)
     const vreal *factors,   # IN  (3, channels)
-    vreal *y,               # OUT a row, may be x
+    vreal *y,               # OUT (n_rows, channels), may be x
+    Py_ssize_t n_rows,
     Py_ssize_t channels,
     Py_ssize_t first,
     Py_ssize_t stop,
+    bint stream,            # a constant: past the cache
 ) noexcept nogil:
+    """Some columns of some rows, a vector of factors being loaded once."""
+    cdef vreal m, s, t
     cdef Py_ssize_t width = lanes(x)
     cdef Py_ssize_t c = first
-    cdef Py_ssize_t left
+    cdef Py_ssize_t left, r
     while c + width <= stop:
-        at_out(y, c)[0] = vfma(at(x, c)[0] - at(factors, c)[0], at(factors, channels + c)[0],
-                               at(factors, 2 * channels + c)[0])
+        m = at(factors, c)[0]
+        s = at(factors, channels + c)[0]
+        t = at(factors, 2 * channels + c)[0]
+        for r in range(n_rows):
+            vstore(at_out(y, r * channels + c), vfma(at(x, r * channels + c)[0] - m, s, t), stream)
         c += width
     left = stop - c
     if left > 0:
-        vstore_first(at_out(y, c),
-                     vfma(vload_first(at(x, c), left) - vload_first(at(factors, c), left),
-                          vload_first(at(factors, channels + c), left),
-                          vload_first(at(factors, 2 * channels + c), left)), left)
+        m = vload_first(at(factors, c), left)
+        s = vload_first(at(factors, channels + c), left)
+        t = vload_first(at(factors, 2 * channels + c), left)
+        for r in range(n_rows):
+            vstore_first(at_out(y, r * channels + c),
+                         vfma(vload_first(at(x, r * channels + c), left) - m, s, t), left)
 
 
 cdef inline void normalize_plane(
@@ -68,20 +83,72 @@ cdef inline void normalize_plane(
     double mean,
     double scale,
     double offset,
+    bint stream,            # a constant: past the cache
 ) noexcept nogil:
     cdef vreal m = vset(mean, x)
     cdef vreal s = vset(scale, x)
     cdef vreal t = vset(offset, x)
+    cdef int k
     cdef Py_ssize_t width = lanes(x)
     cdef Py_ssize_t i = 0
-    while i + width <= n:
-        at_out(y, i)[0] = vfma(at(x, i)[0] - m, s, t)
+    cdef Py_ssize_t j
+    while i + 4 * width <= n:
+        for k in range(4):
+            j = i + k * width
+            vstore(at_out(y, j), vfma(at(x, j)[0] - m, s, t), stream)
+        i += 4 * width
+    while i < n:
+        j = min(width, n - i)
+        vstore_first(at_out(y, i), vfma(vload_first(at(x, i), j) - m, s, t), j)
         i += width
-    if i < n:
-        vstore_first(at_out(y, i), vfma(vload_first(at(x, i), n - i) - m, s, t), n - i)
 
 
-cdef void normalize_item(
+cdef void rows_part(
+    const vreal *x,         # IN  (outer, channels)
+    const vreal *gain,      # IN  (channels,) or NULL
+    const vreal *bias,      # IN  (channels,) or NULL
+    const vreal *factors,   # IN  (3, channels)
+    const Py_ssize_t *doubles,  # IN, ended by channels
+    vreal *y,               # OUT (outer, channels), may be x
+    const Shape *shape,
+    const Statistics *statistics,
+    bint stream,
+    int part,
+    int n_parts,
+) noexcept nogil:
+    """One of n_parts equal parts of the rows, whose channels lie side by side."""
+    cdef Py_ssize_t channels = shape.channels
+    # Streaming stores want to fill a cache line before they go on to another one.
+    cdef Py_ssize_t size = 1 if stream else OUTER
+    cdef Py_ssize_t n_groups = (shape.outer + size - 1) // size
+    cdef Py_ssize_t row = n_groups * part // n_parts * size
+    cdef Py_ssize_t stop = min(n_groups * (part + 1) // n_parts * size, shape.outer)
+    cdef Py_ssize_t n_rows, start, first, d, c, i, r
+    while row < stop:
+        n_rows = min(size, stop - row)
+        start = row * channels
+        first = 0
+        d = 0
+        while first <= channels:
+            c = doubles[d]
+            if stream:
+                normalize_columns(at(x, start), factors, at_out(y, start), n_rows, channels, first,
+                                  c, True)
+            else:
+                normalize_columns(at(x, start), factors, at_out(y, start), n_rows, channels, first,
+                                  c, False)
+            if c < channels:
+                for r in range(n_rows):
+                    i = start + r * channels + c
+                    normalize_double(at(x, i), gain, bias, at_out(y, i), 1, statistics, c)
+            first = c + 1
+            d += 1
+        row += size
+    if stream:
+        vec_fence()
+
+
+cdef void planes_part(
     const vreal *x,         # IN  (outer, channels, inner)
     const vreal *gain,      # IN  (channels,) or NULL
     const vreal *bias,      # IN  (channels,) or NULL
@@ -90,45 +157,70 @@ cdef void normalize_item(
     vreal *y,               # OUT (outer, channels, inner), may be x
     const Shape *shape,
     const Statistics *statistics,
-    Py_ssize_t o,
+    bint stream,
+    int part,
+    int n_parts,
 ) noexcept nogil:
-    cdef Py_ssize_t row = o * shape.channels * shape.inner
-    cdef Py_ssize_t i, c
-    cdef Py_ssize_t first = 0
-    cdef Py_ssize_t d = 0
-    if shape.inner == 1:
-        while first <= shape.channels:
-            c = doubles[d]
-            normalize_columns(at(x, row), factors, at_out(y, row), shape.channels, first, c)
-            if c < shape.channels:
-                normalize_double(at(x, row + c), gain, bias, at_out(y, row + c), 1, statistics, c)
-            first = c + 1
-            d += 1
-        return
-    for c in range(shape.channels):
-        i = row + c * shape.inner
-        if c == doubles[d]:
-            normalize_double(at(x, i), gain, bias, at_out(y, i), shape.inner, statistics, c)
-            d += 1
+    """One of n_parts equal parts of the planes, or of the pieces of long ones."""
+    cdef Py_ssize_t n_pieces = (shape.inner + PIECE - 1) // PIECE
+    cdef Py_ssize_t n_items = shape.outer * shape.channels * n_pieces
+    cdef Py_ssize_t item = n_items * part // n_parts
+    cdef Py_ssize_t stop = n_items * (part + 1) // n_parts
+    cdef Py_ssize_t piece = item % n_pieces
+    cdef Py_ssize_t c = item // n_pieces % shape.channels
+    cdef Py_ssize_t i = item // n_pieces * shape.inner + piece * PIECE
+    cdef Py_ssize_t n
+    cdef double mean, scale, offset
+    while item < stop:
+        n = min(<Py_ssize_t>PIECE, shape.inner - piece * PIECE)
+        mean = vget(factors, c)
+        scale = vget(factors, shape.channels + c)
+        offset = vget(factors, 2 * shape.channels + c)
+        if doubles[0] < shape.channels and beyond(x, gain, statistics, c):
+            normalize_double(at(x, i), gain, bias, at_out(y, i), n, statistics, c)
+        elif stream:
+            normalize_plane(at(x, i), at_out(y, i), n, mean, scale, offset, True)
         else:
-            normalize_plane(at(x, i), at_out(y, i), shape.inner, vget(factors, c),
-                            vget(factors, shape.channels + c),
-                            vget(factors, 2 * shape.channels + c))
+            normalize_plane(at(x, i), at_out(y, i), n, mean, scale, offset, False)
+        i += n
+        item += 1
+        piece += 1
+        if piece == n_pieces:
+            piece = 0
+            c += 1
+            if c == shape.channels:
+                c = 0
+    if stream:
+        vec_fence()
+
+
+cdef inline void normalize_part(
+    const vreal *x, const vreal *gain, const vreal *bias, const vreal *factors,
+    const Py_ssize_t *doubles, vreal *y, const Shape *shape, const Statistics *statistics,
+    bint stream, int part, int n_parts,
+) noexcept nogil:
+    if shape.inner == 1:
+        rows_part(x, gain, bias, factors, doubles, y, shape, statistics, stream, part, n_parts)
+    else:
+        planes_part(x, gain, bias, factors, doubles, y, shape, statistics, stream, part, n_parts)
 
 
 cdef void normalize_all(const vreal *x, const vreal *gain, const vreal *bias, vreal *factors,
                         Py_ssize_t *doubles, vreal *y, Shape shape, Statistics statistics,
                         int n_threads) noexcept nogil:
-    cdef Py_ssize_t o
+    cdef Py_ssize_t run = shape.channels if shape.inner == 1 else shape.inner
+    cdef bint stream = (shape.outer * shape.channels * shape.inner >= STREAM_FLOATS
+                        and run % lanes(x) == 0 and to_boundary(y) == 0)
+    cdef int part
     scale_channels(gain, bias, factors, at_out(factors, shape.channels),
                    at_out(factors, 2 * shape.channels), &statistics, shape.channels)
     find_doubles(gain, at(factors, shape.channels), doubles, &statistics, shape.channels)
     if n_threads == 1:
-        for o in range(shape.outer):
-            normalize_item(x, gain, bias, factors, doubles, y, &shape, &statistics, o)
+        normalize_part(x, gain, bias, factors, doubles, y, &shape, &statistics, stream, 0, 1)
     else:
-        for o in prange(shape.outer, schedule="static", num_threads=n_threads):
-            normalize_item(x, gain, bias, factors, doubles, y, &shape, &statistics, o)
+        for part in prange(n_threads, schedule="static", num_threads=n_threads):
+            normalize_part(x, gain, bias, factors, doubles, y, &shape, &statistics, stream, part,
+                           n_threads)
 
 
 def reciprocal_std(var, rstd, double eps):
