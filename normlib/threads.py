@@ -15,7 +15,7 @@ from normlib.errors import ParameterError
 
 __all__ = ["get_num_threads", "set_num_threads", "threads_for"]
 
-# Elements below which a second thread costs more than it brings.
+# Elements below which a second thread costs more than it brings (benchmarks.thresholds).
 MIN_ELEMENTS = 32768
 
 _initial_openmp = cpu.openmp_max_threads()

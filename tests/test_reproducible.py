@@ -83,3 +83,46 @@ def test_results_do_not_depend_on_alignment(rng):
         view[...] = x
         np.testing.assert_array_equal(normlib.layer_norm(view), expected)
         np.testing.assert_array_equal(normlib.layer_norm(view, out=view), expected)
+
+
+def test_outputs_that_leave_the_cache_have_the_same_bits(cpu_level, rng):
+    """Large outputs are stored past the cache, if their rows start cache lines."""
+    x = rng.standard_normal((2048, 1024)).astype(np.float32)
+    dy = rng.standard_normal((2048, 1024)).astype(np.float32)
+    gain = rng.standard_normal(1024).astype(np.float32)
+    some = slice(700, 760)
+    y, mean, rstd = normlib.layer_norm_forward(x, gain)
+    np.testing.assert_array_equal(y[some], normlib.layer_norm(x[some], gain))
+    dx, _, _ = normlib.layer_norm_backward(dy, x, mean, rstd, gain)
+    few, _, _ = normlib.layer_norm_backward(dy[some], x[some], mean[some], rstd[some], gain)
+    np.testing.assert_array_equal(dx[some], few)
+
+    shifted = np.empty(x.size + 1, np.float32)[1:].reshape(x.shape)
+    y, mean, var = normlib.batch_norm_forward(x, gain)
+    normlib.batch_norm_forward(x, gain, out=shifted)
+    np.testing.assert_array_equal(y, shifted)
+    normlib.batch_norm(x, mean, var, gain, out=shifted)
+    np.testing.assert_array_equal(normlib.batch_norm(x, mean, var, gain), shifted)
+    for planes in (x.reshape(32, 16, 4096), x.reshape(1, 2, -1)):
+        gain = gain[: planes.shape[1]]
+        mean, var = normlib.moments(planes, axis=(0, 2))
+        normlib.batch_norm(
+            planes, mean, var, gain, channel_axis=1, out=shifted.reshape(planes.shape)
+        )
+        y = normlib.batch_norm(planes, mean, var, gain, channel_axis=1)
+        np.testing.assert_array_equal(y.ravel(), shifted.ravel())
+
+
+@pytest.mark.parametrize(("shape", "channel_axis"), [((2048, 1024), 1), ((32, 16, 64, 64), 1)])
+def test_large_gradients_of_batch_norm(cpu_level, shape, channel_axis, rng):
+    x = rng.standard_normal(shape).astype(np.float32)
+    dy = rng.standard_normal(shape).astype(np.float32)
+    _, mean, var = normlib.batch_norm_forward(x, channel_axis=channel_axis)
+    dx, _, _ = normlib.batch_norm_backward(dy, x, mean, var, channel_axis=channel_axis)
+    axes = tuple(a for a in range(len(shape)) if a != channel_axis)
+    xhat = x - x.mean(axes, keepdims=True, dtype=float)
+    rstd = 1 / np.sqrt(np.mean(xhat**2, axes, keepdims=True) + 1e-5)
+    xhat *= rstd
+    expected = dy - dy.mean(axes, keepdims=True, dtype=float)
+    expected = rstd * (expected - xhat * np.mean(dy * xhat, axes, keepdims=True))
+    np.testing.assert_allclose(dx, expected, rtol=0, atol=1e-5)

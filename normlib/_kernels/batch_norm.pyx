@@ -14,14 +14,13 @@ from normlib._kernels.channels cimport (
     scale_channels, store_doubles,
 )
 from normlib._kernels.vec cimport (
-    VF64_LANES, at, at_out, lanes, to_boundary, vec_fence, vf32, vf64, vf64_set, vf64_sqrt, vfma,
-    vget, vload_first, vput, vreal, vselect_lt, vset, vstore, vstore_first,
+    STREAM_FLOATS, VF64_LANES, at, at_out, lanes, to_boundary, vec_fence, vf32, vf64, vf64_set,
+    vf64_sqrt, vfma, vget, vload_first, vput, vreal, vselect_lt, vset, vstore, vstore_first,
 )
 
 cdef enum:
     OUTER = 8            # rows of columns that are done together
     PIECE = 16384        # elements of a plane that are one work item
-    STREAM_FLOATS = 1 << 23     # elements of an output that leaves the cache
 
 
 cdef inline void normalize_double(
@@ -163,9 +162,9 @@ cdef void planes_part(
 ) noexcept nogil:
     """One of n_parts equal parts of the planes, or of the pieces of long ones."""
     cdef Py_ssize_t n_pieces = (shape.inner + PIECE - 1) // PIECE
-    cdef Py_ssize_t n_items = shape.outer * shape.channels * n_pieces
-    cdef Py_ssize_t item = n_items * part // n_parts
-    cdef Py_ssize_t stop = n_items * (part + 1) // n_parts
+    cdef Py_ssize_t total = shape.outer * shape.channels * n_pieces
+    cdef Py_ssize_t item = total * part // n_parts
+    cdef Py_ssize_t stop = total * (part + 1) // n_parts
     cdef Py_ssize_t piece = item % n_pieces
     cdef Py_ssize_t c = item // n_pieces % shape.channels
     cdef Py_ssize_t i = item // n_pieces * shape.inner + piece * PIECE

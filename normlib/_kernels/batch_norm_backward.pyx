@@ -14,14 +14,14 @@ from cython.parallel cimport prange
 
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.channels cimport (
-    Shape, Statistics, STRIP, add_blocks, beyond, block_size, find_doubles, gain_of, load_doubles,
-    items_per_block, n_items, rest_of, scale_channels, store_doubles,
+    Shape, Statistics, STRIP, add_blocks, beyond, block_size, find_doubles, gain_of,
+    items_per_block, load_doubles, n_items, rest_of, scale_channels, store_doubles,
 )
 from normlib._kernels.rows cimport FOLD
 from normlib._kernels.vec cimport (
-    MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, VF64_LANES, at, at_out, block_vecs, lanes, vadd_to,
-    vf32, vf64, vf64_set, vfirst, vfma, vfold, vget, vload, vload_first, vnarrow, vput, vreal,
-    vset, vstore_first, vsum_wide, vwiden,
+    MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, STREAM_FLOATS, VF64_LANES, at, at_out, block_vecs,
+    lanes, to_boundary, vadd_to, vec_fence, vf32, vf64, vf64_set, vfirst, vfma, vfold, vget,
+    vload, vload_first, vnarrow, vput, vreal, vset, vstore, vstore_first, vsum_wide, vwiden,
 )
 
 cdef enum:
@@ -250,6 +250,7 @@ cdef inline void input_gradient_vector(
     Py_ssize_t channels,
     Py_ssize_t n,           # columns, at most one vector
     bint full,              # a constant: exactly one
+    bint stream,            # a constant: past the cache
 ) noexcept nogil:
     """A vector of columns of some rows, the factors being loaded once."""
     cdef vreal mean = vload(at(factors, MEAN * channels), n, full)
@@ -267,7 +268,7 @@ cdef inline void input_gradient_vector(
         else:
             g = g * scale
         if full:
-            at_out(dx, i)[0] = g
+            vstore(at_out(dx, i), g, stream)
         else:
             vstore_first(at_out(dx, i), g, n)
 
@@ -282,16 +283,17 @@ cdef inline void input_gradient_columns(
     Py_ssize_t channels,
     Py_ssize_t first,
     Py_ssize_t stop,
+    bint stream,            # a constant
 ) noexcept nogil:
     cdef Py_ssize_t width = lanes(x)
     cdef Py_ssize_t c = first
     while c + width <= stop:
         input_gradient_vector(at(dy, c), at(x, c), at(factors, c), at_out(dx, c), counted, n_rows,
-                              channels, width, True)
+                              channels, width, True, stream)
         c += width
     if c < stop:
         input_gradient_vector(at(dy, c), at(x, c), at(factors, c), at_out(dx, c), counted, n_rows,
-                              channels, stop - c, False)
+                              channels, stop - c, False, False)
 
 
 cdef inline void input_gradient_plane(
@@ -302,6 +304,7 @@ cdef inline void input_gradient_plane(
     Py_ssize_t inner,
     Py_ssize_t channels,
     Py_ssize_t c,
+    bint stream,            # a constant: past the cache
 ) noexcept nogil:
     cdef vreal mean = vset(vget(factors, MEAN * channels + c), x)
     cdef vreal scale = vset(vget(factors, SCALE * channels + c), x)
@@ -312,14 +315,19 @@ cdef inline void input_gradient_plane(
     cdef Py_ssize_t i = 0
     cdef Py_ssize_t n
     while i + width <= inner:
-        at_out(dx, i)[0] = input_gradient(at(dy, i)[0], at(x, i)[0], mean, scale, center, slope,
-                                          level)
+        vstore(at_out(dx, i), input_gradient(at(dy, i)[0], at(x, i)[0], mean, scale, center, slope,
+                                             level), stream)
         i += width
     if i < inner:
         n = inner - i
         vstore_first(at_out(dx, i),
                      input_gradient(vload_first(at(dy, i), n), vload_first(at(x, i), n), mean,
                                     scale, center, slope, level), n)
+
+
+cdef inline Py_ssize_t rows_in_item(bint stream) noexcept nogil:
+    """Streaming stores want to fill a cache line before they go on to another one."""
+    return 1 if stream else OUTER
 
 
 cdef void input_gradient_item(
@@ -334,12 +342,14 @@ cdef void input_gradient_item(
     const Shape *shape,
     const Statistics *statistics,
     Py_ssize_t padded,
+    bint stream,
     Py_ssize_t item,
 ) noexcept nogil:
-    """OUTER rows of columns, or the planes of as many outer indices."""
+    """Some rows of columns, or the planes of as many outer indices."""
     cdef Py_ssize_t channels = shape.channels
-    cdef Py_ssize_t start = item * OUTER
-    cdef Py_ssize_t n_rows = min(OUTER, shape.outer - start)
+    cdef Py_ssize_t size = rows_in_item(stream)
+    cdef Py_ssize_t start = item * size
+    cdef Py_ssize_t n_rows = min(size, shape.outer - start)
     cdef Py_ssize_t row = start * channels * shape.inner
     cdef const char *rows_counted = NULL
     cdef Py_ssize_t i, c, o
@@ -350,8 +360,12 @@ cdef void input_gradient_item(
     if shape.inner == 1:
         while first <= channels:
             c = doubles[d]
-            input_gradient_columns(at(dy, row), at(x, row), factors, at_out(dx, row),
-                                   rows_counted, n_rows, channels, first, c)
+            if stream:
+                input_gradient_columns(at(dy, row), at(x, row), factors, at_out(dx, row),
+                                       rows_counted, n_rows, channels, first, c, True)
+            else:
+                input_gradient_columns(at(dy, row), at(x, row), factors, at_out(dx, row),
+                                       rows_counted, n_rows, channels, first, c, False)
             if c < channels:
                 for o in range(n_rows):
                     i = row + o * channels + c
@@ -370,9 +384,12 @@ cdef void input_gradient_item(
                 input_gradient_double(at(dy, i), at(x, i), at_out(dx, i), shape.inner, True,
                                       gain_of(gain, c), means[c], means[padded + c], statistics, c)
                 d += 1
+            elif stream:
+                input_gradient_plane(at(dy, i), at(x, i), factors, at_out(dx, i), shape.inner,
+                                     channels, c, True)
             else:
                 input_gradient_plane(at(dy, i), at(x, i), factors, at_out(dx, i), shape.inner,
-                                     channels, c)
+                                     channels, c, False)
 
 
 cdef inline int load_gains(const vreal *gain, const vreal *tag, vf64 *parts, Py_ssize_t c,
@@ -463,7 +480,10 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
                        vreal *dgain, vreal *dbias, Shape shape, Statistics statistics,
                        Py_ssize_t padded, int n_threads) noexcept nogil:
     cdef Py_ssize_t channels = shape.channels
-    cdef Py_ssize_t i
+    cdef Py_ssize_t run = channels if shape.inner == 1 else shape.inner
+    cdef bint stream = (shape.outer * channels * shape.inner >= STREAM_FLOATS
+                        and run % lanes(x) == 0 and to_boundary(dx) == 0)
+    cdef Py_ssize_t n_groups, i
     # First the offset of xhat, of which gain is no part; then SCALE, of which it is.
     scale_channels(<const vreal *>NULL, <const vreal *>NULL, at_out(factors, MEAN * channels),
                    at_out(factors, RSTD * channels), at_out(factors, OFFSET * channels),
@@ -478,15 +498,18 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
             sums_item(dy, x, gain, factors, scratch, &shape, &statistics, padded, i)
     add_blocks(scratch, &shape, padded)
     finish_gradients(gain, factors, scratch, dgain, dbias, &statistics, channels, padded, n)
+    n_groups = (shape.outer + rows_in_item(stream) - 1) // rows_in_item(stream)
     if n_threads == 1:
-        for i in range((shape.outer + OUTER - 1) // OUTER):
+        for i in range(n_groups):
             input_gradient_item(dy, x, gain, factors, doubles, scratch, dx, counted, &shape,
-                                &statistics, padded, i)
+                                &statistics, padded, stream, i)
     else:
-        for i in prange((shape.outer + OUTER - 1) // OUTER, schedule="static",
+        for i in prange(n_groups, schedule="static",
                         num_threads=n_threads):
             input_gradient_item(dy, x, gain, factors, doubles, scratch, dx, counted, &shape,
-                                &statistics, padded, i)
+                                &statistics, padded, stream, i)
+    if stream:
+        vec_fence()     # of this thread; the others' went with the end of their loop
 
 
 def batch_norm_backward(dy, x, mean, rest, rstd, gain, counted, double n, factors, doubles, scratch,

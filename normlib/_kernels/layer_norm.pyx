@@ -24,15 +24,14 @@ from normlib._kernels.rows cimport (
     scaled_moments, scaled_xhat, unscaled_mean, unscaled_rstd, vector_range,
 )
 from normlib._kernels.vec cimport (
-    at, at_out, lanes, to_boundary, vec_fence, vf32, vf64, vfma, vget, vload, vload_first, vput,
-    vreal, vset, vstore, vstore_first,
+    STREAM_FLOATS, at, at_out, lanes, to_boundary, vec_fence, vf32, vf64, vfma, vget, vload,
+    vload_first, vput, vreal, vset, vstore, vstore_first,
 )
 
 cnp.import_array()
 
 cdef enum:
-    GROUP_FLOATS = 3072  # elements in a group of rows
-    STREAM_FLOATS = 1 << 23     # elements of an output that leaves the cache
+    GROUP_FLOATS = 3072  # elements in a group of rows (benchmarks.thresholds)
 
 
 cdef inline vreal affine(vreal v, const vreal *gain, const vreal *bias, Py_ssize_t n,

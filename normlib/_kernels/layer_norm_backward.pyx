@@ -18,9 +18,9 @@ from libc.math cimport fabs
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.rows cimport GROUP, sums_about, vector_range
 from normlib._kernels.vec cimport (
-    MAX_BLOCK_VECS, MAX_WIDE_VECS, at, at_out, block_vecs, lanes, vadd_to, vf32, vf64, vf64_set,
-    vfirst, vfma, vfold, vget, vload, vload_first, vput, vreal, vround, vset, vstore_first,
-    vsum_wide,
+    MAX_BLOCK_VECS, MAX_WIDE_VECS, STREAM_FLOATS, at, at_out, block_vecs, lanes, to_boundary,
+    vadd_to, vec_fence, vf32, vf64, vf64_set, vfirst, vfma, vfold, vget, vload, vload_first, vput,
+    vreal, vround, vset, vstore, vstore_first, vsum_wide,
 )
 
 cdef enum:
@@ -66,6 +66,7 @@ cdef inline void backward_row(
     Py_ssize_t n,
     const Row *row,
     bint has_gain,
+    bint stream,            # dx starts a cache line, and goes past the cache
 ) noexcept nogil:
     # Sums of g - g[0]: xhat sums to zero, so the shift changes nothing but the rounding, which
     # would eat up dx where g is nearly constant.
@@ -125,7 +126,7 @@ cdef inline void backward_row(
     while i + width <= n:
         g = times(at(dy, i)[0], at(gain, i), width, has_gain)
         xhat = vfma(at(x, i)[0] - m, s, t)
-        at_out(dx, i)[0] = vfma(xhat, b, (g - a_hi) - a_lo) * s
+        vstore(at_out(dx, i), vfma(xhat, b, (g - a_hi) - a_lo) * s, stream)
         i += width
     if i < n:
         left = n - i
@@ -218,6 +219,7 @@ cdef void backward_block(
     Py_ssize_t n_rows,
     Py_ssize_t n,
     Py_ssize_t padded,
+    bint stream,
 ) noexcept nogil:
     cdef Row rows[GROUP]
     cdef Py_ssize_t block = block_vecs(x) * lanes(x)
@@ -234,10 +236,14 @@ cdef void backward_block(
             if not rows[r].vector:
                 backward_row_double(at(dy, i), at(x, i), gain, at_out(dx, i), n, &rows[r],
                                     dgain, dbias)
+            elif gain != NULL and stream:
+                backward_row(at(dy, i), at(x, i), gain, at_out(dx, i), n, &rows[r], True, True)
             elif gain != NULL:
-                backward_row(at(dy, i), at(x, i), gain, at_out(dx, i), n, &rows[r], True)
+                backward_row(at(dy, i), at(x, i), gain, at_out(dx, i), n, &rows[r], True, False)
+            elif stream:
+                backward_row(at(dy, i), at(x, i), gain, at_out(dx, i), n, &rows[r], False, True)
             else:
-                backward_row(at(dy, i), at(x, i), gain, at_out(dx, i), n, &rows[r], False)
+                backward_row(at(dy, i), at(x, i), gain, at_out(dx, i), n, &rows[r], False, False)
         i = 0
         while i + block <= n:
             add_columns(at(dy, first * n + i), at(x, first * n + i), rows, dgain + i, dbias + i,
@@ -247,6 +253,8 @@ cdef void backward_block(
             add_columns(at(dy, first * n + i), at(x, first * n + i), rows, dgain + i, dbias + i,
                         count, n, n - i, False)
         first += GROUP
+    if stream:
+        vec_fence()
 
 
 cdef inline Py_ssize_t block_rows(Py_ssize_t n) noexcept nogil:
@@ -260,18 +268,22 @@ cdef void backward_rows(const vreal *dy, const vreal *x, const vreal *gain, cons
                         int n_threads) noexcept nogil:
     cdef Py_ssize_t size = block_rows(n)
     cdef Py_ssize_t n_blocks = (n_rows + size - 1) // size
+    cdef bint stream = (n_rows * n >= STREAM_FLOATS and n % lanes(x) == 0
+                        and to_boundary(dx) == 0)
     cdef Py_ssize_t b, i
     cdef double total
     if n_threads == 1:
         for b in range(n_blocks):
             backward_block(at(dy, b * size * n), at(x, b * size * n), gain, mean + b * size,
                            rstd + b * size, at_out(dx, b * size * n), partial + 2 * b * padded,
-                           partial + (2 * b + 1) * padded, min(size, n_rows - b * size), n, padded)
+                           partial + (2 * b + 1) * padded, min(size, n_rows - b * size), n, padded,
+                           stream)
     else:
         for b in prange(n_blocks, schedule="static", num_threads=n_threads):
             backward_block(at(dy, b * size * n), at(x, b * size * n), gain, mean + b * size,
                            rstd + b * size, at_out(dx, b * size * n), partial + 2 * b * padded,
-                           partial + (2 * b + 1) * padded, min(size, n_rows - b * size), n, padded)
+                           partial + (2 * b + 1) * padded, min(size, n_rows - b * size), n, padded,
+                           stream)
     for i in range(n):
         total = 0
         for b in range(n_blocks):

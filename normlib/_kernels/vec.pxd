@@ -65,6 +65,9 @@ cdef extern from "vec.h" nogil:
     void vf64_put(vf64 *, Py_ssize_t, double) noexcept
     double scalar_fma(double, double, double) noexcept
 
+cdef enum:
+    STREAM_FLOATS = 1 << 21     # elements of an output that leaves the cache: benchmarks.thresholds
+
 ctypedef fused vreal:
     vf32
     vf64
