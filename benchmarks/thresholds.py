@@ -1,15 +1,16 @@
 """Measures what the constants of the code were chosen from: ``python -m benchmarks.thresholds``.
 
 threads    `normlib.threads.MIN_ELEMENTS`: elements for which a second thread begins to pay.
-streaming  ``STREAM_FLOATS`` in ``normlib/_kernels/layer_norm.pyx``: elements of an output from
-           which stores go past the cache.
-groups     ``GROUP_FLOATS``, there: elements in the rows that a thread takes at a time.
+streaming  ``STREAM_FLOATS`` in ``normlib/_kernels/vec.pxd``: elements of an output from which
+           stores go past the cache.
+groups     ``GROUP_FLOATS`` in ``normlib/_kernels/layer_norm.pyx``: elements in the rows that a
+           thread takes at a time.
 product    `normlib.rnn.direction.PRODUCTS_PER_ELEMENT`: multiply-adds of a product that count as
            one element.
 
 Constants in Python are varied here. Those in Cython are compiled in: what shows from outside is the
 time of an element, by size, beside that of a copy, in which a badly chosen constant makes a step.
-To vary one: write another value in the ``.pyx``, build (``pip install -e . --no-build-isolation``),
+To vary one: write another value there, build (``pip install -e . --no-build-isolation``),
 run this again, and compare the columns "of copy", which a change of the machine's speed leaves.
 """
 
@@ -34,7 +35,7 @@ BUDGET = 0.5  # seconds for each line of a table
 PAYS = 1.1  # speed-up from which a second thread is worth a core
 
 
-def constant(name: str, file: str = "layer_norm.pyx") -> str:
+def constant(name: str, file: str) -> str:
     """The value of a compile-time constant, as the kernel's source has it."""
     source = Path(_kernels.__file__).with_name(file)
     if not source.exists():
@@ -110,13 +111,13 @@ def _speed_up(call: Run) -> float:
 
 def measure_streaming() -> None:
     """STREAM_FLOATS, by the size of the output."""
-    print(f"STREAM_FLOATS = {constant('STREAM_FLOATS')}")
+    print(f"STREAM_FLOATS = {constant('STREAM_FLOATS', 'vec.pxd')}")
     _elements([(size // 1024, 1024) for size in (1 << power for power in range(16, 26))])
 
 
 def measure_groups() -> None:
     """GROUP_FLOATS, by the size of a row: groups hold fewer rows as these grow."""
-    print(f"GROUP_FLOATS = {constant('GROUP_FLOATS')}")
+    print(f"GROUP_FLOATS = {constant('GROUP_FLOATS', 'layer_norm.pyx')}")
     _elements([((1 << 17) // n, n) for n in (64, 128, 256, 512, 768, 1024, 1536, 2048, 4096, 8192)])
 
 

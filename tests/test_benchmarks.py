@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -230,7 +231,7 @@ def test_wrong_arguments_are_refused(arguments):
 
 
 def test_a_constant_is_read_from_the_source():
-    assert thresholds.constant("NO_SUCH_CONSTANT") == "not in layer_norm.pyx"
+    assert thresholds.constant("NO_SUCH_CONSTANT", "layer_norm.pyx") == "not in layer_norm.pyx"
     assert thresholds.constant("_", "no_such_file.pyx") == "unknown: not a source tree"
 
 
@@ -240,7 +241,8 @@ def test_tables_of_thresholds(monkeypatch, capsys):
     monkeypatch.setattr(thresholds, "_speed_up", lambda call: 1.5)
     assert thresholds.main(["threads", "streaming", "groups"]) == 0
     shown = capsys.readouterr().out
-    assert "MIN_ELEMENTS = " in shown
+    for name in ("MIN_ELEMENTS", "STREAM_FLOATS", "GROUP_FLOATS"):
+        assert re.search(rf"{name} = \d", shown)
     assert "a second thread gains 1.1 times in layer norm from: 4096" in shown
     assert shown.count("10 shapes") == 2
     with pytest.raises(SystemExit, match="2"):

@@ -10,7 +10,7 @@ import normlib
 import reference_rnn
 from normlib import errors
 
-T, N, I, H = 5, 4, 3, 4  # noqa: E741
+T, N, I, H = 5, 4, 3, 4
 LENGTHS = [3, 5, 0, 2]
 REFUSED = [np.int64, np.bool_, np.complex128, object, np.float16, "U1"]
 if np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant:

@@ -9,7 +9,7 @@ import pytest
 import normlib
 from normlib import _kernels, errors
 
-T, N, I, H = 5, 4, 3, 4  # noqa: E741
+T, N, I, H = 5, 4, 3, 4
 X = np.ones((T, N, I), np.float32)
 
 # ---- settings ------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import normlib
 from normlib import errors, registry
 
-T, N, I, H = 5, 4, 3, 4  # noqa: E741
+T, N, I, H = 5, 4, 3, 4
 CELLS = [
     {"cell": "rnn"},
     {"cell": "rnn", "nonlinearity": "relu"},

@@ -9,7 +9,7 @@ import normlib
 
 torch = pytest.importorskip("torch")
 
-T, N, I, H = 7, 5, 6, 9  # noqa: E741
+T, N, I, H = 7, 5, 6, 9
 LENGTHS = [4, 7, 1, 7, 3]
 KINDS = {
     "tanh": ({"cell": "rnn", "nonlinearity": "tanh"}, "RNN"),

@@ -14,7 +14,7 @@ _jit = numba.njit(parallel=True, fastmath=True, cache=True)
 
 
 @_jit
-def _layer_norm(x, gain, bias, eps, y):  # type: ignore[no-untyped-def]
+def _layer_norm(x, gain, bias, eps, y):
     number = x.dtype.type  # or Numba goes over to float64
     zero, one, n = number(0), number(1), number(x.shape[1])
     for r in prange(x.shape[0]):
@@ -32,7 +32,7 @@ def _layer_norm(x, gain, bias, eps, y):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _layer_norm_backward(dy, x, mean, rstd, gain, n_parts):  # type: ignore[no-untyped-def]
+def _layer_norm_backward(dy, x, mean, rstd, gain, n_parts):
     n_rows, n_features = x.shape
     zero, n = x.dtype.type(0), x.dtype.type(n_features)
     dx = np.empty_like(x)
@@ -55,7 +55,7 @@ def _layer_norm_backward(dy, x, mean, rstd, gain, n_parts):  # type: ignore[no-u
 
 
 @_jit
-def _batch_norm(x, mean, var, gain, bias, eps):  # type: ignore[no-untyped-def]
+def _batch_norm(x, mean, var, gain, bias, eps):
     n_samples, n_channels, n_places = x.shape
     scale = gain / np.sqrt(var + eps)
     y = np.empty_like(x)
@@ -67,7 +67,7 @@ def _batch_norm(x, mean, var, gain, bias, eps):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _batch_norm_forward(x, gain, bias, eps):  # type: ignore[no-untyped-def]
+def _batch_norm_forward(x, gain, bias, eps):
     n_samples, n_channels, n_places = x.shape
     zero, n = x.dtype.type(0), x.dtype.type(n_samples * n_places)
     mean, var, y = np.empty_like(gain), np.empty_like(gain), np.empty_like(x)
@@ -90,7 +90,7 @@ def _batch_norm_forward(x, gain, bias, eps):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _batch_norm_backward(dy, x, mean, rstd, gain):  # type: ignore[no-untyped-def]
+def _batch_norm_backward(dy, x, mean, rstd, gain):
     n_samples, n_channels, n_places = x.shape
     zero, n = x.dtype.type(0), x.dtype.type(n_samples * n_places)
     dx, dgain, dbias = np.empty_like(x), np.empty_like(gain), np.empty_like(gain)

@@ -233,15 +233,6 @@ VEC_FN vf32 vf32_fma(vf32 a, vf32 b, vf32 c) { return a * b + c; }
 VEC_FN vf64 vf64_fma(vf64 a, vf64 b, vf64 c) { return a * b + c; }
 #endif
 
-VEC_FN double scalar_fma(double a, double b, double c)
-{
-#if VEC_HAS_FMA
-    return __builtin_fma(a, b, c);
-#else
-    return a * b + c;
-#endif
-}
-
 /* ---- selection: a < b ? yes : no, lane by lane (a NaN compares false); |v| ---------------------------- */
 
 #if VEC_BYTES

@@ -63,7 +63,6 @@ cdef extern from "vec.h" nogil:
     double vf64_get(const vf64 *, Py_ssize_t) noexcept
     void vf32_put(vf32 *, Py_ssize_t, double) noexcept
     void vf64_put(vf64 *, Py_ssize_t, double) noexcept
-    double scalar_fma(double, double, double) noexcept
 
 cdef enum:
     STREAM_FLOATS = 1 << 21     # elements of an output that leaves the cache: benchmarks.thresholds
