@@ -73,6 +73,13 @@ typedef int64_t vi64;
 #define VEC_FN static inline
 #endif
 
+/* What Cython's "cdef inline" becomes: always inlined, so that arguments which are constants at every
+ * call fold away. GCC alone stops where a function is large, and leaves accumulators in memory. */
+#if defined(__GNUC__)
+#undef CYTHON_INLINE
+#define CYTHON_INLINE inline __attribute__((always_inline, unused))
+#endif
+
 /* ---- broadcast, bits ------------------------------------------------------------------------ */
 
 #if VEC_BYTES
