@@ -20,6 +20,7 @@ KERNELS = (
     "layer_norm_backward",
     "moments",
     "product",
+    "recurrent",
 )
 
 _HOW_TO_BUILD = (
@@ -99,6 +100,7 @@ if TYPE_CHECKING:
         layer_norm_backward,
         moments,
         product,
+        recurrent,
     )
 else:
     batch_moments = load("batch_moments", level)
@@ -109,3 +111,4 @@ else:
     layer_norm_backward = load("layer_norm_backward", level)
     moments = load("moments", level)
     product = load("product", level)
+    recurrent = load("recurrent", level)

@@ -46,7 +46,10 @@ cdef inline vreal tanh_slope(vreal t) noexcept nogil:
 
 
 cdef inline void lstm_gates_forward_row(vreal **arrays, Py_ssize_t size) noexcept nogil:
-    """The four gates after their nonlinearities, and c' = f c + i g. c' may be c."""
+    """The four gates after their nonlinearities, and c' = f c + i g.
+
+    c' may be c, and gates a_ih.
+    """
     cdef const vreal *a_ih = arrays[0]       # IN  (4H,)
     cdef const vreal *a_hh = arrays[1]       # IN  (4H,)
     cdef const vreal *bias = arrays[2]       # IN  (4H,)
@@ -143,7 +146,7 @@ cdef inline vreal mix(vreal z, vreal n, vreal h) noexcept nogil:
 
 
 cdef inline void gru_forward_row(vreal **arrays, Py_ssize_t size) noexcept nogil:
-    """Reset after the product."""
+    """Reset after the product. gates may be a_ih and a_in, one after the other."""
     cdef const vreal *a_ih = arrays[0]       # IN  (2H,)
     cdef const vreal *a_hh = arrays[1]       # IN  (2H,)
     cdef const vreal *a_in = arrays[2]       # IN  (H,)
@@ -202,7 +205,7 @@ cdef inline void gru_backward_row(vreal **arrays, Py_ssize_t size) noexcept nogi
 
 
 cdef inline void gru_reset_forward_row(vreal **arrays, Py_ssize_t size) noexcept nogil:
-    """Reset before the product: r, z and r h."""
+    """Reset before the product: r, z and r h. gates may be a_ih."""
     cdef const vreal *a_ih = arrays[0]       # IN  (2H,)
     cdef const vreal *a_hh = arrays[1]       # IN  (2H,)
     cdef const vreal *bias = arrays[2]       # IN  (3H,)

@@ -19,6 +19,7 @@ from cython.parallel cimport prange
 from libc.math cimport isfinite, sqrt
 
 from normlib._kernels.arrays cimport address, aligned_like, dim, is_plain, is_single, overlap
+from normlib._kernels.norm_rows cimport NormForward, forward_capsule
 from normlib._kernels.rows cimport (
     GROUP, Moments, QUICK, ScaledMoments, needs_scaling, quick_moments, row_moments,
     scaled_moments, scaled_xhat, unscaled_mean, unscaled_rstd, vector_range,
@@ -374,3 +375,26 @@ def layer_norm_plain(x, gain, bias, eps, out, threads_for):
             forward_rows[vf64](<vf64 *>x_data, <vf64 *>gain_data, <vf64 *>bias_data,
                                <vf64 *>y_data, NULL, NULL, size // n, n, eps_value, n_threads)
     return out
+
+
+# ---- one row, for a loop of others ---------------------------------------------------------------
+
+
+cdef void forward_row(
+    const vreal *x,         # IN  (n,)
+    vreal *y,               # OUT (n,)
+    Py_ssize_t n,
+    const vreal **parameters,   # IN  gain, bias
+    double eps,
+    double *cache,          # OUT mean, rstd; or NULL
+) noexcept nogil:
+    forward_group(x, parameters[0], parameters[1], y, cache, NULL if cache == NULL else cache + 1,
+                  1, n, eps, False)
+
+
+def row_function(bint single):
+    """A capsule of the function for a row of float, or else of double; norm_rows.pxd describes it.
+
+    Its parameters are gain and bias, either of which may be NULL.
+    """
+    return forward_capsule(<NormForward>forward_row[vf32], <NormForward>forward_row[vf64], single)

@@ -16,6 +16,7 @@ from cython.parallel cimport prange
 from libc.math cimport fabs
 
 from normlib._kernels.arrays cimport address, dim, is_single
+from normlib._kernels.norm_rows cimport NormBackward, backward_capsule
 from normlib._kernels.rows cimport GROUP, sums_about, vector_range
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_WIDE_VECS, STREAM_FLOATS, at, at_out, block_vecs, lanes, to_boundary,
@@ -142,8 +143,8 @@ cdef void backward_row_double(
     vreal *dx,              # OUT
     Py_ssize_t n,
     const Row *row,
-    double *dgain,          # IN/OUT
-    double *dbias,          # IN/OUT
+    double *dgain,          # IN/OUT, or NULL
+    double *dbias,          # IN/OUT, or NULL
 ) noexcept nogil:
     """The same in double, dgain and dbias too, for a row beyond the range of its type's rstd."""
     cdef double g, xhat
@@ -153,8 +154,10 @@ cdef void backward_row_double(
     for i in range(n):
         xhat = ((vget(x, i) - row.mean_hi) - row.mean_lo) * row.rstd
         g = vget(dy, i)
-        dgain[i] += g * xhat
-        dbias[i] += g
+        if dgain != NULL:
+            dgain[i] += g * xhat
+        if dbias != NULL:
+            dbias[i] += g
         if gain != NULL:
             g = g * vget(gain, i)
         mean_g += g / n
@@ -326,3 +329,78 @@ def layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias, partial, int 
             backward_rows[vf64](<vf64 *>dy_data, <vf64 *>x_data, <vf64 *>gain_data, mean_data,
                                 rstd_data, <vf64 *>dx_data, <vf64 *>dgain_data,
                                 <vf64 *>dbias_data, partial_data, n_rows, n, padded, n_threads)
+
+
+# ---- one row, for a loop of others ---------------------------------------------------------------
+
+
+cdef inline void add_row(
+    const vreal *dy,        # IN  (n,)
+    const vreal *x,         # IN  (n,)
+    Py_ssize_t n,
+    const Row *row,
+    double *dgain,          # IN/OUT (n,)
+    double *dbias,          # IN/OUT (n,)
+    bint has_gain,          # a constant
+    bint has_bias,          # a constant
+) noexcept nogil:
+    """Add the row's dy * xhat to dgain, its dy to dbias."""
+    cdef vreal m = vset(row.mean_hi, x)
+    cdef vreal s = vset(row.rstd, x)
+    cdef vreal t = vset(row.offset, x)
+    cdef vreal g
+    cdef vreal rest[2]
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t j
+    while i + lanes(x) <= n:
+        g = at(dy, i)[0]
+        if has_gain:
+            vadd_to(dgain + i, g * vfma(at(x, i)[0] - m, s, t))
+        if has_bias:
+            vadd_to(dbias + i, g)
+        i += lanes(x)
+    if i < n:
+        g = vload_first(at(dy, i), n - i)
+        rest[0] = g * vfma(vload_first(at(x, i), n - i) - m, s, t)
+        rest[1] = g
+        for j in range(n - i):
+            if has_gain:
+                dgain[i + j] += vget(&rest[0], j)
+            if has_bias:
+                dbias[i + j] += vget(&rest[1], j)
+
+
+cdef void backward_one(
+    const vreal *dy,        # IN  (n,)
+    const vreal *x,         # IN  (n,)
+    vreal *dx,              # OUT (n,)
+    Py_ssize_t n,
+    const vreal **parameters,   # IN  gain, bias
+    double eps,
+    const double *cache,    # IN  mean, rstd
+    double **gradients,     # IN/OUT of gain, of bias
+) noexcept nogil:
+    cdef Row row
+    cdef const vreal *gain = parameters[0]
+    cdef double *dgain = gradients[0]
+    cdef double *dbias = gradients[1]
+    prepare_row(x, n, cache[0], cache[1], &row)
+    if not row.vector:
+        backward_row_double(dy, x, gain, dx, n, &row, dgain, dbias)
+        return
+    if gain != NULL:
+        backward_row(dy, x, gain, dx, n, &row, True, False)
+    else:
+        backward_row(dy, x, gain, dx, n, &row, False, False)
+    if dgain != NULL and dbias != NULL:
+        add_row(dy, x, n, &row, dgain, dbias, True, True)
+    elif dgain != NULL:
+        add_row(dy, x, n, &row, dgain, dbias, True, False)
+    elif dbias != NULL:
+        add_row(dy, x, n, &row, dgain, dbias, False, True)
+
+
+def row_function(bint single):
+    """A capsule of the function for a row, the gradient of that in layer_norm.pyx."""
+    return backward_capsule(<NormBackward>backward_one[vf32], <NormBackward>backward_one[vf64],
+                            single)

@@ -4,6 +4,24 @@ The signatures are documented for authors of normalizers in docs/write_a_normali
 or double. No argument overlaps another.
 """
 
+from cpython.pycapsule cimport PyCapsule_New
+
+cdef extern from *:
+    """
+    #define FORWARD_OF(T) "void (const " T " *, " T " *, intptr_t, const " T " **, double, " \
+        "double *)"
+    #define FORWARD_FLOAT FORWARD_OF("float")
+    #define FORWARD_DOUBLE FORWARD_OF("double")
+    #define BACKWARD_OF(T) "void (const " T " *, const " T " *, " T " *, intptr_t, const " T \
+        " **, double, const double *, double **)"
+    #define BACKWARD_FLOAT BACKWARD_OF("float")
+    #define BACKWARD_DOUBLE BACKWARD_OF("double")
+    """
+    const char *FORWARD_FLOAT
+    const char *FORWARD_DOUBLE
+    const char *BACKWARD_FLOAT
+    const char *BACKWARD_DOUBLE
+
 # y = the normalized x. cache, for backward, is NULL where there will be none.
 ctypedef void (*NormForward)(
     const void *x,              # IN  (features,) of T
@@ -25,3 +43,17 @@ ctypedef void (*NormBackward)(
     const double *cache,        # IN  (cache_size,)
     double **gradients,         # IN/OUT (features,) for each parameter, or NULL
 ) noexcept nogil
+
+
+cdef inline object forward_capsule(NormForward single, NormForward double, bint is_single):
+    """A capsule of one of the two, its name the C signature, as scipy.LowLevelCallable takes it."""
+    if is_single:
+        return PyCapsule_New(<void *>single, FORWARD_FLOAT, NULL)
+    return PyCapsule_New(<void *>double, FORWARD_DOUBLE, NULL)
+
+
+cdef inline object backward_capsule(NormBackward single, NormBackward double, bint is_single):
+    """As ``forward_capsule``."""
+    if is_single:
+        return PyCapsule_New(<void *>single, BACKWARD_FLOAT, NULL)
+    return PyCapsule_New(<void *>double, BACKWARD_DOUBLE, NULL)

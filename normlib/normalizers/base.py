@@ -45,6 +45,7 @@ from normlib.arrays import (
 )
 from normlib.errors import DTypeError, ParameterError, ShapeError, StateError
 from normlib.normalizers.arguments import check_config
+from normlib.normalizers.rows import RowFunctions
 
 __all__ = ["Normalizer", "as_integer"]
 
@@ -58,6 +59,10 @@ def _as_flag(name: str, value: Any) -> bool:
         f"{name} says whether there is one and must be True or False; got {value!r} "
         f"(its values are set afterwards, in parameters[{name!r}])"
     )
+
+
+#: The methods that compute what `Normalizer.row_functions` computes.
+ROW_METHODS = ("__call__", "forward", "forward_frozen", "backward")
 
 
 def _as_dtype(value: npt.DTypeLike) -> np.dtype[Any]:
@@ -298,6 +303,32 @@ class Normalizer(abc.ABC):
             As ``forward``. The state does not change.
         """
         return self.forward(x, step=step)
+
+    def row_functions(self, *, training: bool) -> RowFunctions | None:
+        """Return compiled functions for one row, with which an RNN needs no Python per time step.
+
+        Here it is None: there are none. Where there are, they must compute what ``__call__``, and
+        in training ``forward`` and ``backward``, compute. A subclass that overrides one of these
+        methods must override this one too, or has none.
+
+        Parameters
+        ----------
+        training : bool
+            Whether they are for ``forward`` and ``backward``, or for ``__call__`` alone.
+
+        Returns
+        -------
+        RowFunctions or None
+            None also where a row's result depends on other rows.
+        """
+        return None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = vars(cls)
+        if "row_functions" not in own and any(name in own for name in ROW_METHODS):
+            # What was inherited computes another function than this class.
+            cls.row_functions = Normalizer.row_functions  # type: ignore[method-assign]
 
     # ---- helpers for subclasses -------------------------------------------------------------
 

@@ -5,9 +5,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from normlib._kernels import layer_norm as kernel
+from normlib._kernels import layer_norm_backward as backward_kernel
 from normlib.arrays import Array
 from normlib.functional import layer_norm, layer_norm_backward, layer_norm_forward
 from normlib.normalizers.base import Normalizer
+from normlib.normalizers.rows import RowFunctions
 
 __all__ = ["LayerNorm"]
 
@@ -97,3 +100,13 @@ class LayerNorm(Normalizer):
         if "bias" in self.parameters:
             grads["bias"] = dbias
         return dx, grads
+
+    def row_functions(self, *, training: bool) -> RowFunctions:
+        single = self.dtype == np.float32
+        return RowFunctions(
+            kernel.row_function(single),
+            backward_kernel.row_function(single),
+            (self.parameters.get("gain"), self.parameters.get("bias")),
+            ("gain", "bias"),
+            cache_size=2,
+        )

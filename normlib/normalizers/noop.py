@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from normlib.arrays import Array
 from normlib.normalizers.base import Normalizer
+from normlib.normalizers.rows import RowFunctions
 
 __all__ = ["NoOp"]
 
@@ -70,3 +71,6 @@ class NoOp(Normalizer):
     def backward(self, dy: npt.ArrayLike, cache: Any) -> tuple[Array, dict[str, Array]]:
         shape, _ = self.check_cache(cache, _Cache)
         return self.check_gradient(dy, shape).copy(), {}
+
+    def row_functions(self, *, training: bool) -> RowFunctions:
+        return RowFunctions(None, None)

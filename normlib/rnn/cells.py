@@ -156,6 +156,11 @@ class Cell(abc.ABC):
         ends = np.cumsum(self.blocks)[:-1] * self.hidden_size
         return np.split(weight, ends)
 
+    def cut_columns(self, products: Array) -> list[Array]:
+        """Views of the blocks of ``products``, (N, gates · H), in order."""
+        ends = np.cumsum(self.blocks)[:-1] * self.hidden_size
+        return np.split(products, ends, axis=1)
+
     def merge_biases(self, bias_ih: Array, bias_hh: Array) -> Array:
         """Return the biases as the kernels add them: those that always meet are one."""
         return bias_ih + bias_hh

@@ -22,6 +22,8 @@ import numpy.typing as npt
 from normlib._kernels import product as kernels
 from normlib.arrays import as_dtype
 from normlib.normalizers.base import Normalizer
+from normlib.normalizers.rows import RowFunctions
+from normlib.rnn import fused
 from normlib.rnn.cells import BackwardStep, Cell, ForwardStep
 from normlib.rnn.sequence import Schedule
 from normlib.rnn.sites import Backward, Inference, Training, freeze
@@ -52,6 +54,9 @@ class Cache:
     weights: tuple[Array, Array]
     normalizers: Mapping[str, Normalizer]
     caches: Mapping[str, list[Any]]
+
+
+AnyCache: TypeAlias = Cache | fused.Cache
 
 
 class Direction:
@@ -107,6 +112,8 @@ class Direction:
             if "gain" in normalizer.parameters:
                 normalizer.parameters["gain"][...] = normalizer.rnn_gain
             self.normalizers[site.name + suffix] = normalizer
+        self._fused = fused.Fused(cell, input_size, dtype)
+        self.may_fuse = True
 
     def infer(
         self, rows: Array, state: State, schedule: Schedule, step: int
@@ -131,16 +138,32 @@ class Direction:
         state : tuple of (N, H) arrays
             The final state, in running order.
         """
+        functions = self._row_functions(training=False)
+        if not isinstance(functions, str):
+            try:
+                return self._fused.infer(
+                    rows, state, schedule, self._weights(), functions, self.normalizers, step
+                )
+            except Exception as error:
+                error.add_note(f"in {self}")
+                raise
         normalize = Inference(self.normalizers, self.suffix, step)
         saved = self._buffers(schedule, every_step=False)
         final = self._run(rows, state, schedule, saved, normalize)
         return saved["h"], final
 
-    def forward(self, rows: Array, state: State, schedule: Schedule) -> tuple[Array, State, Cache]:
+    def forward(
+        self, rows: Array, state: State, schedule: Schedule
+    ) -> tuple[Array, State, AnyCache]:
         """Run over time for training; arguments and results as `infer`, and a cache.
 
         The cache keeps ``rows`` and ``state``, and shares memory with h: do not change them.
         """
+        if not isinstance(self._row_functions(training=True), str):
+            frozen = {name: freeze(normalizer) for name, normalizer in self.normalizers.items()}
+            functions = fused.row_functions(frozen, training=True)
+            assert not isinstance(functions, str)
+            return self._fused.forward(rows, state, schedule, self._weights(), functions, frozen)
         normalize = Training(self.normalizers, self.suffix)
         saved = self._buffers(schedule, every_step=True)
         final = self._run(rows, state, schedule, saved, normalize)
@@ -150,7 +173,7 @@ class Direction:
         return saved["h"], final, cache
 
     def backward(
-        self, d_rows: Array, dstate: State, cache: Cache
+        self, d_rows: Array, dstate: State, cache: AnyCache
     ) -> tuple[Array, State, dict[str, Array]]:
         """Propagate back through time.
 
@@ -172,6 +195,19 @@ class Direction:
         grads : dict of str to array
             The gradients of the weights, biases and the normalizers' parameters, by name.
         """
+        if isinstance(cache, fused.Cache):
+            dx, dstate, d_bias, d_inputs, d_products, grads = self._fused.backward(
+                d_rows, dstate, cache
+            )
+            weights = self._weight_gradients(
+                cache, d_bias, self.cell.cut_columns(d_inputs), self.cell.cut_columns(d_products)
+            )
+            return dx, dstate, weights | grads
+        return self._step_backward(d_rows, dstate, cache)
+
+    def _step_backward(
+        self, d_rows: Array, dstate: State, cache: Cache
+    ) -> tuple[Array, State, dict[str, Array]]:
         cell, schedule, saved = self.cell, cache.schedule, cache.saved
         weight_ih, weight_hh = cache.weights
         n_threads = self._threads(schedule)
@@ -209,23 +245,32 @@ class Direction:
         except Exception as error:
             error.add_note(f"in backward, at time step {step} of {self}")
             raise
-        h_before = schedule.before(saved["h"], cache.initial[0])
-        hidden_inputs = cell.hidden_inputs(h_before, saved)
-        d_bias_ih, d_bias_hh = cell.split_bias_gradient(as_dtype(d_bias, self.dtype))
-        grads = {
+        grads = self._weight_gradients(cache, d_bias, d_inputs, d_hidden) | denormalize.grads()
+        back = _Product(cell.cut(weight_ih))
+        dx = back(d_inputs[0], 0)
+        for block in range(1, len(d_inputs)):
+            dx += back(d_inputs[block], block)
+        return dx, dstate, grads
+
+    def _weight_gradients(
+        self,
+        cache: AnyCache,
+        d_bias: npt.NDArray[np.float64],
+        d_inputs: Sequence[Array],
+        d_hidden: Sequence[Array],
+    ) -> dict[str, Array]:
+        """Return the gradients of weights and biases from those of each block's products."""
+        h_before = cache.schedule.before(cache.saved["h"], cache.initial[0])
+        hidden_inputs = self.cell.hidden_inputs(h_before, cache.saved)
+        d_bias_ih, d_bias_hh = self.cell.split_bias_gradient(as_dtype(d_bias, self.dtype))
+        return {
             f"weight_ih{self.suffix}": np.concatenate([d.T @ cache.rows for d in d_inputs]),
             f"weight_hh{self.suffix}": np.concatenate(
                 [d.T @ h for d, h in zip(d_hidden, hidden_inputs, strict=True)]
             ),
             f"bias_ih{self.suffix}": d_bias_ih,
             f"bias_hh{self.suffix}": d_bias_hh,
-            **denormalize.grads(),
         }
-        back = _Product(cell.cut(weight_ih))
-        dx = back(d_inputs[0], 0)
-        for block in range(1, len(d_inputs)):
-            dx += back(d_inputs[block], block)
-        return dx, dstate, grads
 
     def __str__(self) -> str:
         return f"layer {self.suffix.removeprefix('_l').replace('_', ', ')}"
@@ -234,6 +279,24 @@ class Direction:
         """Threads for the elementwise kernels of one time step."""
         widest = max(schedule.counts, default=0)
         return threads_for(widest * self.cell.gates * self.cell.hidden_size)
+
+    def path(self, *, training: bool) -> str:
+        """Return "" if the fused loop runs, else why the loop goes step by step."""
+        functions = self._row_functions(training=training)
+        return functions if isinstance(functions, str) else ""
+
+    def _row_functions(self, *, training: bool) -> dict[str, RowFunctions] | str:
+        if not self.may_fuse:
+            return "asked to go step by step"
+        return fused.row_functions(self.normalizers, training=training)
+
+    def _weights(self) -> tuple[Array, Array, Array, Array]:
+        return (
+            self._get("weight_ih"),
+            self._get("weight_hh"),
+            self._get("bias_ih"),
+            self._get("bias_hh"),
+        )
 
     def _get(self, name: str) -> Array:
         return self.parameters[name + self.suffix]

@@ -52,7 +52,7 @@ class Cache:
 
     signature: dict[str, Any]
     shape: tuple[int, int]
-    directions: list[direction.Cache]
+    directions: list[direction.AnyCache]
 
 
 class RNN:
@@ -415,13 +415,13 @@ class RNN:
         *,
         training: bool,
         first_step: int = 0,
-    ) -> tuple[Array, list[Array], list[direction.Cache]]:
+    ) -> tuple[Array, list[Array], list[direction.AnyCache]]:
         n_steps, n_batch = x.shape[:2]
         schedules = [Schedule(n_steps, n_batch, lengths, reverse=False)]
         if self.bidirectional:
             schedules.append(Schedule(n_steps, n_batch, lengths, reverse=True))
         final = [np.empty_like(array) for array in initial]
-        caches: list[direction.Cache] = []
+        caches: list[direction.AnyCache] = []
         place = 0
         for layer in self._layers:
             y = np.empty((n_steps, n_batch, self.output_size), self.dtype)

@@ -37,6 +37,8 @@ class Schedule:
         Rows at each step, falling. Steps without rows are left out.
     starts : list of int
         Where the packed rows of each step begin.
+    counts_array, starts_array : arrays of intp
+        The same as arrays.
     total : int
         Packed rows of all steps.
 
@@ -59,6 +61,8 @@ class Schedule:
         counts = np.count_nonzero(lengths > np.arange(n_steps)[:, np.newaxis], axis=1)
         counts = counts[counts > 0]
         starts = np.cumsum(counts) - counts
+        self.counts_array = counts.astype(np.intp)
+        self.starts_array = starts.astype(np.intp)
         self.counts: list[int] = counts.tolist()
         self.starts: list[int] = starts.tolist()
         self.total = int(counts.sum())
@@ -90,6 +94,21 @@ class Schedule:
     def unsort(self, state: Array, out: Array) -> None:
         """Write ``state``, (N, H) in running order, to ``out`` in the order of the batch."""
         out[slice(None) if self._order is None else self._order] = state
+
+    def last(self, rows: Array, initial: Array) -> Array:
+        """Return, (N, H) in running order, each sequence's last row of packed ``rows``.
+
+        A sequence without rows has that of ``initial``.
+        """
+        last = initial.copy()
+        done = 0
+        for start, count in zip(reversed(self.starts), reversed(self.counts), strict=True):
+            if count > done:
+                last[done:count] = rows[start + done : start + count]
+                done = count
+            if done == self.counts[0]:
+                break
+        return last
 
     def before(self, rows: Array, initial: Array) -> Array:
         """Return, packed, the row that preceded each of ``rows`` in its sequence.

@@ -1,0 +1,443 @@
+"""One layer of a recurrent network in one direction, over many time steps, forward and backward.
+
+Design
+------
+One parallel region runs all time steps, with no Python and no GIL. It is composed of functions with
+one C signature each: the product's tiles (tiles.pxd), what a cell does to a row (cell_rows.pxd),
+and what a normalizer does to a row (norm_rows.pxd), which is a pointer that anyone may offer. So a
+normalizer here works per sample, and no two rows of the batch ever meet.
+
+*Rows.* A thread takes a share of the batch through all time, and waits for nobody. Each panel of a
+packed weight meets all its rows before the next is read. The products with the input are made for a
+few steps at a time, while they stay in cache.
+
+*Columns.* With fewer rows than would keep the threads busy, a thread takes a share of the weights'
+panels instead, and the threads meet twice a step.
+
+Where the rows are that a step reads and writes is in recurrent_run.pxd, what happens to them in
+recurrent_cells.pxd.
+
+*Order.* A row's sums do not depend on the shares. Gradients of parameters are summed in double over
+blocks of rows which depend on the batch's size alone, step by step; shares are whole blocks.
+"""
+import numpy as np
+
+cimport numpy as cnp
+from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
+from cython.parallel cimport parallel, threadid
+from libc.string cimport memcmp
+
+from normlib._kernels.arrays cimport address, dim, is_plain, is_single
+from normlib._kernels.norm_rows cimport NormBackward, NormForward
+from normlib._kernels.recurrent_cells cimport (
+    candidate, gru_backward, gru_candidate_backward, gru_candidate_forward, gru_forward,
+    gru_reset_backward, gru_reset_forward, lstm_backward, lstm_forward, vanilla_backward,
+    vanilla_forward,
+)
+from normlib._kernels.recurrent_run cimport (
+    CLASSIC_GRU, EVERY_STEP, GRU, LSTM, MAX_PARAMETERS, ONE_STEP, RELU, TANH, WINDOW, Extent, Kind,
+    Norm, Run, Slab, Weight, row_before, row_of, scratch_of,
+)
+from normlib._kernels.tiles cimport count_panels, multiply_panels, pack_all, panel_columns
+from normlib._kernels.vec cimport vf32, vf64, vreal
+
+cnp.import_array()
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #include <omp.h>
+    #define team_size() omp_get_num_threads()
+    #define team_barrier() _Pragma("omp barrier")
+    #else
+    #define team_size() 1
+    #define team_barrier() ((void)0)
+    #endif
+    """
+    int team_size() noexcept nogil
+    void team_barrier() noexcept nogil
+
+cdef enum:
+    INPUT_ROWS = 32      # rows whose products with the input are made at once
+
+KINDS = {"lstm": LSTM, "gru": GRU, "classic gru": CLASSIC_GRU, "tanh": TANH, "relu": RELU}
+
+
+# ---- threads -------------------------------------------------------------------------------------
+
+
+cdef inline Py_ssize_t share(const Run *run, int k, int n) noexcept nogil:
+    """The first row of share k of n: whole blocks, with about equal shares of all rows' steps."""
+    cdef Py_ssize_t total = 0
+    cdef Py_ssize_t done = 0
+    cdef Py_ssize_t length = run.n_steps
+    cdef Py_ssize_t t, row
+    if k == 0:
+        return 0
+    if k == n:
+        return run.n_rows
+    for t in range(run.n_steps):
+        total += run.counts[t]
+    for row in range(run.n_rows):
+        if row % run.block == 0 and done * n >= total * k:
+            return row
+        while length > 0 and run.counts[length - 1] <= row:
+            length -= 1
+        done += length
+    return run.n_rows
+
+
+cdef inline void multiply(const vreal *tag, const Weight *weight, const void *a,
+                          Py_ssize_t a_bytes, void *out, Py_ssize_t out_bytes,
+                          Py_ssize_t n_rows, int part, int n_parts) noexcept nogil:
+    """Part of the columns of out = a times the weight."""
+    cdef Py_ssize_t n_panels = count_panels(tag, weight.N)
+    cdef Py_ssize_t item = sizeof(float) if vreal is vf32 else sizeof(double)
+    multiply_panels(<const vreal *>a, <const vreal *>weight.packed, <vreal *>out, n_rows,
+                    a_bytes // item, out_bytes // item, weight.K, weight.N,
+                    n_panels * part // n_parts, n_panels * (part + 1) // n_parts)
+
+
+cdef void forward_share(const vreal *tag, const Run *shared, int thread,
+                        int n_threads) noexcept nogil:
+    """What one thread does of the forward pass."""
+    cdef Run mine = shared[0]
+    cdef const Run *run = &mine
+    cdef bint columns = shared.columns and n_threads > 1
+    cdef Py_ssize_t first = share(shared, thread, n_threads)
+    cdef Py_ssize_t stop = share(shared, thread + 1, n_threads)
+    cdef bint all_rows = columns or n_threads == 1
+    cdef int part = thread if columns else 0
+    cdef int n_parts = n_threads if columns else 1
+    cdef Py_ssize_t product_first = 0 if columns else first
+    cdef Py_ssize_t product_stop = shared.n_rows if columns else stop
+    cdef Py_ssize_t t, s, end, n
+    cdef int k
+    mine.scratch = shared.scratch + thread * shared.scratch_bytes
+    if mine.gates.data == NULL:
+        mine.gates.data = scratch_of(run, 0)
+    if mine.extra.data == NULL:
+        mine.extra.data = scratch_of(run, 13)
+    t = shared.first
+    while t < shared.stop:
+        mine.window = t
+        end = min(t + max(1, INPUT_ROWS // shared.n_rows), shared.stop)
+        if all_rows and (shared.counts[end - 1] == shared.n_rows or end == t + 1
+                         or run.inputs.extent == EVERY_STEP):
+            n = shared.starts[end - 1] + shared.counts[end - 1] - shared.starts[t]
+            multiply(tag, &run.input, row_of(&run.x, run, t, 0), run.x.row_bytes,
+                     row_of(&run.inputs, run, t, 0), run.inputs.row_bytes, n, part, n_parts)
+        else:
+            for s in range(t, end):
+                n = min(product_stop, shared.counts[s]) - product_first
+                if n > 0:
+                    multiply(tag, &run.input, row_of(&run.x, run, s, product_first),
+                             run.x.row_bytes, row_of(&run.inputs, run, s, product_first),
+                             run.inputs.row_bytes, n, part, n_parts)
+        while t < end:
+            n = min(product_stop, shared.counts[t]) - product_first
+            for k in range(run.n_products):
+                if n > 0 and k == 0:
+                    multiply(tag, &run.hidden[0],
+                             row_before(&run.h, run.initial_h, run, t, product_first),
+                             run.size * run.item, row_of(&run.products, run, t, product_first),
+                             run.products.row_bytes, n, part, n_parts)
+                elif n > 0:
+                    multiply(tag, &run.hidden[1], row_of(&run.reset_h, run, t, product_first),
+                             run.reset_h.row_bytes,
+                             candidate(row_of(&run.products, run, t, product_first), run),
+                             run.products.row_bytes, n, part, n_parts)
+                if columns:
+                    team_barrier()
+                s = min(stop, shared.counts[t])
+                if run.kind == LSTM:
+                    lstm_forward(tag, run, t, first, s)
+                elif run.kind == GRU:
+                    gru_forward(tag, run, t, first, s)
+                elif run.kind == CLASSIC_GRU and k == 0:
+                    gru_reset_forward(tag, run, t, first, s)
+                elif run.kind == CLASSIC_GRU:
+                    gru_candidate_forward(tag, run, t, first, s)
+                else:
+                    vanilla_forward(tag, run, t, first, s)
+                if columns:
+                    team_barrier()
+            t += 1
+
+
+cdef void backward_share(const vreal *tag, const Run *shared, int thread,
+                         int n_threads) noexcept nogil:
+    """What one thread does of the backward pass."""
+    cdef Run mine = shared[0]
+    cdef const Run *run = &mine
+    cdef bint columns = shared.columns and n_threads > 1
+    cdef Py_ssize_t first = share(shared, thread, n_threads)
+    cdef Py_ssize_t stop = share(shared, thread + 1, n_threads)
+    cdef int part = thread if columns else 0
+    cdef int n_parts = n_threads if columns else 1
+    cdef Py_ssize_t product_first = 0 if columns else first
+    cdef Py_ssize_t product_stop = shared.n_rows if columns else stop
+    cdef Py_ssize_t t, s, n
+    cdef int k
+    mine.scratch = shared.scratch + thread * shared.scratch_bytes
+    for t in range(shared.stop - 1, shared.first - 1, -1):
+        n = min(product_stop, shared.counts[t]) - product_first
+        s = min(stop, shared.counts[t])
+        for k in range(run.n_products - 1, -1, -1):
+            if run.kind == LSTM:
+                lstm_backward(tag, run, t, first, s)
+            elif run.kind == GRU:
+                gru_backward(tag, run, t, first, s)
+            elif run.kind == CLASSIC_GRU and k == 1:
+                gru_candidate_backward(tag, run, t, first, s)
+            elif run.kind == CLASSIC_GRU:
+                gru_reset_backward(tag, run, t, first, s)
+            else:
+                vanilla_backward(tag, run, t, first, s)
+            if columns:
+                team_barrier()
+            if n > 0 and k == 0:
+                multiply(tag, &run.hidden[0], row_of(&run.d_products, run, t, product_first),
+                         run.d_products.row_bytes, row_of(&run.dh, run, t, product_first),
+                         run.dh.row_bytes, n, part, n_parts)
+            elif n > 0:
+                multiply(tag, &run.hidden[1],
+                         candidate(row_of(&run.d_products, run, t, product_first), run),
+                         run.d_products.row_bytes, row_of(&run.d_reset_h, run, t, product_first),
+                         run.d_reset_h.row_bytes, n, part, n_parts)
+            if columns:
+                team_barrier()
+
+
+cdef void run_share(const Run *run, bint backward, int thread, int n_threads) noexcept nogil:
+    if backward and run.single:
+        backward_share(<const vf32 *>NULL, run, thread, n_threads)
+    elif backward:
+        backward_share(<const vf64 *>NULL, run, thread, n_threads)
+    elif run.single:
+        forward_share(<const vf32 *>NULL, run, thread, n_threads)
+    else:
+        forward_share(<const vf64 *>NULL, run, thread, n_threads)
+
+
+cdef void run_all(const Run *run, bint backward, int n_threads) noexcept nogil:
+    if n_threads == 1:
+        run_share(run, backward, 0, 1)
+        return
+    with parallel(num_threads=n_threads):
+        run_share(run, backward, threadid(), team_size())
+
+
+# ---- from Python ---------------------------------------------------------------------------------
+
+
+cdef void set_slab(Slab *slab, object array, Extent extent) noexcept:
+    slab.data = <char *>address(array)
+    slab.extent = extent
+    slab.row_bytes = 0 if array is None else cnp.PyArray_STRIDE(array, 0)
+
+
+cdef void *function_of(object capsule) except? NULL:
+    if capsule is None:
+        return NULL
+    return PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule))
+
+
+cdef int set_norm(Norm *norm, object site, bint training) except -1:
+    """Read the tuple that ``Plan.forward`` describes."""
+    cdef int k
+    norm.backward = NULL
+    norm.n_steps = 1
+    norm.cache = NULL
+    norm.cache_size = 0
+    forward, backward, features, parameters, eps, cache = site
+    norm.forward = <NormForward>function_of(forward)
+    norm.features = features
+    norm.eps = eps
+    norm.n_parameters = len(parameters)
+    if norm.n_parameters > MAX_PARAMETERS:
+        raise ValueError(f"a row function takes at most 4 parameters; got {norm.n_parameters}")
+    for k in range(norm.n_parameters):
+        array = parameters[k]
+        norm.parameters[k] = <const char *>address(array)
+        norm.step_bytes[k] = 0
+        norm.gradients[k] = NULL
+        if array is not None and cnp.PyArray_NDIM(array) == 2:
+            norm.step_bytes[k] = cnp.PyArray_STRIDE(array, 0)
+            norm.n_steps = max(norm.n_steps, dim(array, 0))
+    if training:
+        norm.backward = <NormBackward>function_of(backward)
+        norm.cache = <double *>address(cache)
+        norm.cache_size = 0 if cache is None else dim(cache, 1)
+    return 0
+
+
+cdef object pack(object weight, Weight *packed, Py_ssize_t first, Py_ssize_t stop,
+                 bint transposed):
+    """Pack rows first to stop of a weight, or their transpose; return what owns the memory."""
+    cdef Py_ssize_t n = stop - first
+    cdef Py_ssize_t columns = dim(weight, 1)
+    cdef bint single = is_single(weight)
+    cdef Py_ssize_t width = panel_columns(<vf32 *>NULL) if single else panel_columns(<vf64 *>NULL)
+    cdef Py_ssize_t stride_k = 1 if transposed else columns
+    cdef Py_ssize_t stride_n = columns if transposed else 1
+    cdef const char *data = <const char *>address(weight) + first * cnp.PyArray_STRIDE(weight, 0)
+    packed.K = columns if transposed else n
+    packed.N = n if transposed else columns
+    memory = np.empty((packed.N + width - 1) // width * width * packed.K, weight.dtype)
+    packed.packed = address(memory)
+    with nogil:
+        if single:
+            pack_all[vf32](<const vf32 *>data, <vf32 *>packed.packed, packed.K, packed.N,
+                           stride_k, stride_n)
+        else:
+            pack_all[vf64](<const vf64 *>data, <vf64 *>packed.packed, packed.K, packed.N,
+                           stride_k, stride_n)
+    return memory
+
+
+cdef bint same(object a, object b) noexcept:
+    """Whether plain arrays have the same type, size and bits."""
+    return (is_plain(a) and cnp.PyArray_TYPE(a) == cnp.PyArray_TYPE(b)
+            and cnp.PyArray_NBYTES(a) == cnp.PyArray_NBYTES(b)
+            and memcmp(cnp.PyArray_DATA(a), cnp.PyArray_DATA(b), cnp.PyArray_NBYTES(a)) == 0)
+
+
+cdef class Plan:
+    """The weights and biases of one layer in one direction, packed; it never changes.
+
+    Parameters: the kind of cell; weight_ih (GH, I), weight_hh (GH, H), bias_ih, bias_hh (GH,),
+    which are copied; and the merged bias as the cell's row functions take it. ``backward`` tells
+    for which pass it is.
+    """
+
+    cdef Run base
+    cdef object copies
+    cdef object kept
+    cdef readonly object bias
+
+    def __init__(self, Kind kind, weight_ih, weight_hh, bias_ih, bias_hh, bias, bint backward):
+        cdef Py_ssize_t size = dim(weight_hh, 1)
+        cdef Py_ssize_t rows = dim(weight_hh, 0)
+        cdef Py_ssize_t cut = 2 * size if kind == CLASSIC_GRU else rows
+        self.base.kind = kind
+        self.base.single = is_single(weight_hh)
+        self.base.item = 4 if self.base.single else 8
+        self.base.size = size
+        self.base.n_products = 2 if kind == CLASSIC_GRU else 1
+        self.bias = bias
+        self.base.bias = address(bias)
+        self.kept = [pack(weight_hh, &self.base.hidden[0], 0, cut, not backward)]
+        if kind == CLASSIC_GRU:
+            self.kept.append(pack(weight_hh, &self.base.hidden[1], cut, rows, not backward))
+        if not backward:
+            self.kept.append(pack(weight_ih, &self.base.input, 0, rows, True))
+            self.copies = [a.copy() for a in (weight_ih, weight_hh, bias_ih, bias_hh)]
+
+    def fits(self, weight_ih, weight_hh, bias_ih, bias_hh):
+        """Whether it was made of these values."""
+        return (same(bias_ih, self.copies[2]) and same(bias_hh, self.copies[3])
+                and same(weight_hh, self.copies[1]) and same(weight_ih, self.copies[0]))
+
+    cdef int start(self, Run *run, starts, counts, Py_ssize_t n_rows, Py_ssize_t first,
+                   Py_ssize_t stop, Py_ssize_t first_step, tuple sites, bint training,
+                   Py_ssize_t block, bint columns, scratch) except -1:
+        cdef int k
+        run[0] = self.base
+        run.starts = <const Py_ssize_t *>address(starts)
+        run.counts = <const Py_ssize_t *>address(counts)
+        run.n_steps = dim(starts, 0)
+        run.n_rows = n_rows
+        run.first = first
+        run.stop = stop
+        run.first_step = first_step
+        run.block = block
+        run.columns = columns
+        run.scratch = <char *>address(scratch)
+        run.scratch_bytes = cnp.PyArray_STRIDE(scratch, 0)
+        for k in range(len(sites)):
+            set_norm(&run.norms[k], sites[k], training)
+        return 0
+
+    def forward(self, x, starts, counts, Py_ssize_t first, Py_ssize_t stop,
+                Py_ssize_t first_step, h_initial, c_initial, tuple sites, inputs, products, gates,
+                h, c, extra, reset_h, scratch, bint training, bint keep_products, Py_ssize_t block,
+                bint columns, int n_threads):
+        """Run steps first to stop. Arrays are C-contiguous and of the plan's type.
+
+        x (total, I) and h (total, H) have every step, as have in training inputs (total, GH),
+        gates, which may be inputs, c (LSTM) and extra (not the vanilla without a normalizer), and
+        products (total, GH) if keep_products says so, else (N, GH). In inference inputs has
+        ``window_rows(N)`` rows; gates and extra are None, but for the classical GRU's gates
+        (N, 3H), and c is the state itself. reset_h (N, H) is the classical GRU's. h_initial and
+        c_initial are (N, H); scratch is (threads, 14 H).
+
+        A site is (forward, backward, features, parameters, eps, cache): two capsules, or None for
+        the identity; arrays (features,) or (steps, features) or None; and for training float64
+        (total, cache size), or None.
+        """
+        cdef Run run
+        cdef Extent extent = EVERY_STEP if training else ONE_STEP
+        self.start(&run, starts, counts, dim(h_initial, 0), first, stop, first_step, sites,
+                   training, block, columns, scratch)
+        run.initial_h = address(h_initial)
+        run.initial_c = address(c_initial)
+        set_slab(&run.x, x, EVERY_STEP)
+        set_slab(&run.inputs, inputs, EVERY_STEP if training else WINDOW)
+        set_slab(&run.products, products, EVERY_STEP if keep_products else ONE_STEP)
+        set_slab(&run.gates, gates, extent)
+        set_slab(&run.h, h, EVERY_STEP)
+        set_slab(&run.c, c, extent)
+        set_slab(&run.extra, extra, extent)
+        set_slab(&run.reset_h, reset_h, ONE_STEP)
+        with nogil:
+            run_all(&run, False, n_threads)
+
+    def backward(self, starts, counts, Py_ssize_t first, Py_ssize_t stop, h_initial, c_initial,
+                 tuple sites, inputs, products, gates, h, c, extra, dh, dc, d_output, d_inputs,
+                 d_products, d_gates, d_state, d_reset_h, gradients, tuple places, scratch,
+                 Py_ssize_t block, bint columns, int n_threads):
+        """Run steps stop to first, backwards.
+
+        Of each step: what ``forward`` was given, d_output (total, H), and d_inputs and d_products
+        (total, GH), which may be one array where every
+        site is the identity. Of one step: the state's
+        gradients dh and dc (N, H); d_state (N, H) for the GRU; d_gates (N, 2H) and d_reset_h (N, H)
+        for the classical one. gradients is float64 (blocks, all parameters); places tells where in
+        a row the bias's start, and then, for each site, those of each parameter, -1 for none.
+        """
+        cdef Run run
+        cdef int k, p
+        cdef Py_ssize_t place
+        cdef double *data = <double *>address(gradients)
+        self.start(&run, starts, counts, dim(h_initial, 0), first, stop, 0, sites, True, block,
+                   columns, scratch)
+        run.initial_h = address(h_initial)
+        run.initial_c = address(c_initial)
+        set_slab(&run.inputs, inputs, EVERY_STEP)
+        set_slab(&run.products, products, EVERY_STEP)
+        set_slab(&run.gates, gates, EVERY_STEP)
+        set_slab(&run.h, h, EVERY_STEP)
+        set_slab(&run.c, c, EVERY_STEP)
+        set_slab(&run.extra, extra, EVERY_STEP)
+        set_slab(&run.dh, dh, ONE_STEP)
+        set_slab(&run.dc, dc, ONE_STEP)
+        set_slab(&run.d_output, d_output, EVERY_STEP)
+        set_slab(&run.d_inputs, d_inputs, EVERY_STEP)
+        set_slab(&run.d_products, d_products, EVERY_STEP)
+        set_slab(&run.d_gates, d_gates, ONE_STEP)
+        set_slab(&run.d_state, d_state, ONE_STEP)
+        set_slab(&run.d_reset_h, d_reset_h, ONE_STEP)
+        run.block_gradients = dim(gradients, 1)
+        run.d_bias = data + <Py_ssize_t>places[0]
+        for k in range(len(sites)):
+            for p in range(run.norms[k].n_parameters):
+                place = places[1 + k][p]
+                run.norms[k].gradients[p] = NULL if place < 0 else data + place
+        with nogil:
+            run_all(&run, True, n_threads)
+
+
+def window_rows(Py_ssize_t n_rows):
+    """Rows of ``inputs`` in inference, for a batch of n_rows."""
+    return max(1, INPUT_ROWS // max(1, n_rows)) * n_rows

@@ -1,0 +1,310 @@
+"""The rows of one step of a recurrent layer, between its products with the state.
+
+Each function takes the rows first to stop of step t: it normalizes their products, or the gradients
+of these, and calls what the cell does to a row (cell_rows.pxd).
+
+Scratch, in multiples of H elements: 0 to 4 gates, 4 to 8 and 8 to 12 normalized products (or their
+gradients), 12 and 13 one H each, where the Slabs' rows are none of these.
+"""
+from normlib._kernels.cell_rows cimport (
+    MAX_ARRAYS, gru_backward_row, gru_candidate_backward_row, gru_candidate_forward_row,
+    gru_forward_row, gru_reset_backward_row, gru_reset_forward_row, lstm_gates_backward_row,
+    lstm_gates_forward_row, lstm_output_backward_row, lstm_output_forward_row, relu_backward_row,
+    relu_forward_row, tanh_backward_row, tanh_forward_row,
+)
+from normlib._kernels.recurrent_run cimport (
+    RELU, Run, denormalize, normalize, row_before, row_of, scratch_of,
+)
+from normlib._kernels.vec cimport at, at_out, lanes, vadd_to, vget, vput, vreal
+
+
+cdef inline void add_row(const vreal *row, double *sums, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t j = 0
+    while j + lanes(row) <= n:
+        vadd_to(sums + j, at(row, j)[0])
+        j += lanes(row)
+    while j < n:
+        sums[j] += vget(row, j)
+        j += 1
+
+
+cdef inline void add_to_bias(const vreal *row, const Run *run, Py_ssize_t r, Py_ssize_t first,
+                             Py_ssize_t gates) noexcept nogil:
+    """Add some gates of a row to the gradient of the bias, from gate ``first`` on."""
+    add_row(row, run.d_bias + r // run.block * run.block_gradients + first * run.size,
+            gates * run.size)
+
+
+cdef inline void start_dh(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssize_t r,
+                          vreal *dh) noexcept nogil:
+    """The gradient of the state after step t: by way of later steps, and of the output."""
+    cdef const vreal *later = <const vreal *>row_of(&run.dh, run, t, r)
+    cdef const vreal *output = <const vreal *>row_of(&run.d_output, run, t, r)
+    cdef const vreal *rest = <const vreal *>row_of(&run.d_state, run, t, r)
+    cdef bint has_rest = run.d_state.data != NULL
+    cdef Py_ssize_t j = 0
+    while j + lanes(tag) <= run.size:
+        at_out(dh, j)[0] = at(later, j)[0] + at(output, j)[0]
+        if has_rest:
+            at_out(dh, j)[0] = at_out(dh, j)[0] + at(rest, j)[0]
+        j += lanes(tag)
+    while j < run.size:
+        vput(dh, j, vget(later, j) + vget(output, j))
+        if has_rest:
+            vput(dh, j, vget(dh, j) + vget(rest, j))
+        j += 1
+
+
+cdef inline void lstm_forward(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssize_t first,
+                              Py_ssize_t stop) noexcept nogil:
+    cdef inline void *arrays[MAX_ARRAYS]
+    cdef Py_ssize_t r
+    cdef char *gates
+    cdef char *c
+    for r in range(first, stop):
+        gates = row_of(&run.gates, run, t, r)
+        c = row_of(&run.c, run, t, r)
+        arrays[0] = normalize(&run.norms[0], run, t, r, row_of(&run.inputs, run, t, r),
+                              scratch_of(run, 4))
+        arrays[1] = normalize(&run.norms[1], run, t, r, row_of(&run.products, run, t, r),
+                              scratch_of(run, 8))
+        arrays[2] = <void *>run.bias
+        arrays[3] = row_before(&run.c, run.initial_c, run, t, r)
+        arrays[4] = gates
+        arrays[5] = c
+        lstm_gates_forward_row(<vreal **>arrays, run.size)
+        arrays[0] = gates
+        arrays[1] = normalize(&run.norms[2], run, t, r, c, scratch_of(run, 12))
+        arrays[2] = row_of(&run.extra, run, t, r)
+        arrays[3] = row_of(&run.h, run, t, r)
+        lstm_output_forward_row(<vreal **>arrays, run.size)
+
+
+cdef inline void lstm_backward(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssize_t first,
+                               Py_ssize_t stop) noexcept nogil:
+    cdef inline void *arrays[MAX_ARRAYS]
+    cdef Py_ssize_t r
+    cdef char *da
+    cdef char *dc
+    cdef char *dc_output
+    cdef char *d_inputs
+    cdef char *d_normed_c = scratch_of(run, 12)
+    cdef char *dh = scratch_of(run, 13)
+    for r in range(first, stop):
+        d_inputs = row_of(&run.d_inputs, run, t, r)
+        dc = row_of(&run.dc, run, t, r)
+        da = d_inputs if run.norms[0].backward == NULL else scratch_of(run, 0)
+        start_dh(tag, run, t, r, <vreal *>dh)
+        arrays[0] = dh
+        arrays[1] = row_of(&run.gates, run, t, r)
+        arrays[2] = row_of(&run.extra, run, t, r)
+        arrays[3] = d_normed_c
+        arrays[4] = da
+        lstm_output_backward_row(<vreal **>arrays, run.size)
+        dc_output = d_normed_c
+        if run.norms[2].backward != NULL:
+            dc_output = scratch_of(run, 4)
+            denormalize(&run.norms[2], run, t, r, d_normed_c, row_of(&run.c, run, t, r), dc_output)
+        arrays[0] = dc
+        arrays[2] = arrays[1]
+        arrays[1] = dc_output
+        arrays[3] = row_before(&run.c, run.initial_c, run, t, r)
+        arrays[4] = da
+        arrays[5] = dc
+        lstm_gates_backward_row(<vreal **>arrays, run.size)
+        add_to_bias(<vreal *>da, run, r, 0, 4)
+        denormalize(&run.norms[0], run, t, r, da, row_of(&run.inputs, run, t, r), d_inputs)
+        denormalize(&run.norms[1], run, t, r, da, row_of(&run.products, run, t, r),
+                    row_of(&run.d_products, run, t, r))
+
+
+cdef inline char *candidate(char *row, const Run *run) noexcept nogil:
+    """The part of n in a row of gates r, z, n."""
+    return row + 2 * run.size * run.item
+
+
+cdef inline void gru_forward(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssize_t first,
+                             Py_ssize_t stop) noexcept nogil:
+    cdef inline void *arrays[MAX_ARRAYS]
+    cdef Py_ssize_t r
+    cdef char *inputs
+    cdef char *products
+    for r in range(first, stop):
+        inputs = row_of(&run.inputs, run, t, r)
+        products = row_of(&run.products, run, t, r)
+        arrays[0] = normalize(&run.norms[0], run, t, r, inputs, scratch_of(run, 4))
+        arrays[1] = normalize(&run.norms[1], run, t, r, products, scratch_of(run, 8))
+        arrays[2] = normalize(&run.norms[2], run, t, r, candidate(inputs, run),
+                              scratch_of(run, 6))
+        arrays[3] = normalize(&run.norms[3], run, t, r, candidate(products, run),
+                              scratch_of(run, 10))
+        arrays[4] = <void *>run.bias
+        arrays[5] = row_before(&run.h, run.initial_h, run, t, r)
+        arrays[6] = row_of(&run.gates, run, t, r)
+        arrays[7] = row_of(&run.extra, run, t, r)
+        arrays[8] = row_of(&run.h, run, t, r)
+        gru_forward_row(<vreal **>arrays, run.size)
+
+
+cdef inline void gru_backward(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssize_t first,
+                              Py_ssize_t stop) noexcept nogil:
+    cdef inline void *arrays[MAX_ARRAYS]
+    cdef Py_ssize_t r
+    cdef char *d_inputs
+    cdef char *d_products
+    cdef char *inputs
+    cdef char *products
+    cdef char *da_rz = scratch_of(run, 0)
+    cdef char *da_n = scratch_of(run, 4)
+    cdef char *d_hidden_n = scratch_of(run, 8)
+    cdef char *dh = scratch_of(run, 13)
+    for r in range(first, stop):
+        d_inputs = row_of(&run.d_inputs, run, t, r)
+        d_products = row_of(&run.d_products, run, t, r)
+        inputs = row_of(&run.inputs, run, t, r)
+        products = row_of(&run.products, run, t, r)
+        start_dh(tag, run, t, r, <vreal *>dh)
+        arrays[0] = dh
+        arrays[1] = row_of(&run.gates, run, t, r)
+        arrays[2] = row_of(&run.extra, run, t, r)
+        arrays[3] = row_before(&run.h, run.initial_h, run, t, r)
+        arrays[4] = da_rz
+        arrays[5] = da_n
+        arrays[6] = d_hidden_n
+        arrays[7] = row_of(&run.d_state, run, t, r)
+        gru_backward_row(<vreal **>arrays, run.size)
+        add_to_bias(<vreal *>da_rz, run, r, 0, 2)
+        add_to_bias(<vreal *>da_n, run, r, 2, 1)
+        add_to_bias(<vreal *>d_hidden_n, run, r, 3, 1)
+        denormalize(&run.norms[0], run, t, r, da_rz, inputs, d_inputs)
+        denormalize(&run.norms[1], run, t, r, da_rz, products, d_products)
+        denormalize(&run.norms[2], run, t, r, da_n, candidate(inputs, run),
+                    candidate(d_inputs, run))
+        denormalize(&run.norms[3], run, t, r, d_hidden_n, candidate(products, run),
+                    candidate(d_products, run))
+
+
+cdef inline void gru_reset_forward(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssize_t first,
+                                   Py_ssize_t stop) noexcept nogil:
+    cdef inline void *arrays[MAX_ARRAYS]
+    cdef Py_ssize_t r
+    for r in range(first, stop):
+        arrays[0] = normalize(&run.norms[0], run, t, r, row_of(&run.inputs, run, t, r),
+                              scratch_of(run, 4))
+        arrays[1] = normalize(&run.norms[1], run, t, r, row_of(&run.products, run, t, r),
+                              scratch_of(run, 8))
+        arrays[2] = <void *>run.bias
+        arrays[3] = row_before(&run.h, run.initial_h, run, t, r)
+        arrays[4] = row_of(&run.gates, run, t, r)
+        arrays[5] = row_of(&run.reset_h, run, t, r)
+        gru_reset_forward_row(<vreal **>arrays, run.size)
+
+
+cdef inline void gru_candidate_forward(const vreal *tag, const Run *run, Py_ssize_t t,
+                                       Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
+    cdef inline void *arrays[MAX_ARRAYS]
+    cdef Py_ssize_t r
+    for r in range(first, stop):
+        arrays[0] = normalize(&run.norms[2], run, t, r,
+                              candidate(row_of(&run.inputs, run, t, r), run), scratch_of(run, 4))
+        arrays[1] = normalize(&run.norms[3], run, t, r,
+                              candidate(row_of(&run.products, run, t, r), run), scratch_of(run, 8))
+        arrays[2] = <void *>run.bias
+        arrays[3] = row_before(&run.h, run.initial_h, run, t, r)
+        arrays[4] = row_of(&run.gates, run, t, r)
+        arrays[5] = row_of(&run.h, run, t, r)
+        gru_candidate_forward_row(<vreal **>arrays, run.size)
+
+
+cdef inline void gru_candidate_backward(const vreal *tag, const Run *run, Py_ssize_t t,
+                                        Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
+    cdef inline void *arrays[MAX_ARRAYS]
+    cdef Py_ssize_t r
+    cdef char *da_n = scratch_of(run, 4)
+    cdef char *dh = scratch_of(run, 13)
+    for r in range(first, stop):
+        start_dh(tag, run, t, r, <vreal *>dh)
+        arrays[0] = dh
+        arrays[1] = row_of(&run.gates, run, t, r)
+        arrays[2] = row_before(&run.h, run.initial_h, run, t, r)
+        arrays[3] = row_of(&run.d_gates, run, t, r)
+        arrays[4] = da_n
+        arrays[5] = row_of(&run.d_state, run, t, r)
+        gru_candidate_backward_row(<vreal **>arrays, run.size)
+        add_to_bias(<vreal *>da_n, run, r, 2, 1)
+        denormalize(&run.norms[2], run, t, r, da_n,
+                    candidate(row_of(&run.inputs, run, t, r), run),
+                    candidate(row_of(&run.d_inputs, run, t, r), run))
+        denormalize(&run.norms[3], run, t, r, da_n,
+                    candidate(row_of(&run.products, run, t, r), run),
+                    candidate(row_of(&run.d_products, run, t, r), run))
+
+
+cdef inline void gru_reset_backward(const vreal *tag, const Run *run, Py_ssize_t t,
+                                    Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
+    cdef inline void *arrays[MAX_ARRAYS]
+    cdef Py_ssize_t r
+    cdef char *da_rz
+    for r in range(first, stop):
+        da_rz = row_of(&run.d_gates, run, t, r)
+        arrays[0] = row_of(&run.d_reset_h, run, t, r)
+        arrays[1] = row_of(&run.gates, run, t, r)
+        arrays[2] = row_before(&run.h, run.initial_h, run, t, r)
+        arrays[3] = da_rz
+        arrays[4] = row_of(&run.d_state, run, t, r)
+        gru_reset_backward_row(<vreal **>arrays, run.size)
+        add_to_bias(<vreal *>da_rz, run, r, 0, 2)
+        denormalize(&run.norms[0], run, t, r, da_rz, row_of(&run.inputs, run, t, r),
+                    row_of(&run.d_inputs, run, t, r))
+        denormalize(&run.norms[1], run, t, r, da_rz, row_of(&run.products, run, t, r),
+                    row_of(&run.d_products, run, t, r))
+
+
+cdef inline void add_rows(const vreal *a, const vreal *b, vreal *sum, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t j = 0
+    while j + lanes(a) <= n:
+        at_out(sum, j)[0] = at(a, j)[0] + at(b, j)[0]
+        j += lanes(a)
+    while j < n:
+        vput(sum, j, vget(a, j) + vget(b, j))
+        j += 1
+
+
+cdef inline void vanilla_forward(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssize_t first,
+                                 Py_ssize_t stop) noexcept nogil:
+    cdef inline void *arrays[MAX_ARRAYS]
+    cdef Py_ssize_t r
+    cdef char *total
+    for r in range(first, stop):
+        total = row_of(&run.extra, run, t, r)
+        add_rows(<const vreal *>row_of(&run.products, run, t, r),
+                 <const vreal *>row_of(&run.inputs, run, t, r), <vreal *>total, run.size)
+        arrays[0] = normalize(&run.norms[0], run, t, r, total, scratch_of(run, 4))
+        arrays[1] = <void *>run.bias
+        arrays[2] = row_of(&run.h, run, t, r)
+        if run.kind == RELU:
+            relu_forward_row(<vreal **>arrays, run.size)
+        else:
+            tanh_forward_row(<vreal **>arrays, run.size)
+
+
+cdef inline void vanilla_backward(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssize_t first,
+                                  Py_ssize_t stop) noexcept nogil:
+    cdef inline void *arrays[MAX_ARRAYS]
+    cdef Py_ssize_t r
+    cdef char *da
+    cdef char *d_inputs
+    cdef char *dh = scratch_of(run, 13)
+    for r in range(first, stop):
+        d_inputs = row_of(&run.d_inputs, run, t, r)
+        da = d_inputs if run.norms[0].backward == NULL else scratch_of(run, 0)
+        start_dh(tag, run, t, r, <vreal *>dh)
+        arrays[0] = dh
+        arrays[1] = row_of(&run.h, run, t, r)
+        arrays[2] = da
+        if run.kind == RELU:
+            relu_backward_row(<vreal **>arrays, run.size)
+        else:
+            tanh_backward_row(<vreal **>arrays, run.size)
+        add_to_bias(<vreal *>da, run, r, 0, 1)
+        denormalize(&run.norms[0], run, t, r, da, row_of(&run.extra, run, t, r), d_inputs)

@@ -1,0 +1,344 @@
+"""The loop over time without Python: normalizers with compiled row functions.
+
+Design
+------
+The kernels of `normlib._kernels.recurrent` run many time steps of one direction in one call, with
+the products, the cell and the normalizers fused. Here is what they need: packed weights, which are
+kept while the weights have the same bits, and the arrays that a cell saves. Which normalizers have
+row functions, `row_functions` finds out; `normlib.rnn.direction` runs all others step by step.
+
+A call does a bounded part of the sequence, so that Python can look at signals in between: Ctrl-C
+ends a long run after the part it is in.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from normlib._kernels import product as product_kernels
+from normlib._kernels import recurrent as kernels
+from normlib.arrays import as_dtype
+from normlib.normalizers.base import ROW_METHODS, Normalizer
+from normlib.normalizers.rows import RowFunctions
+from normlib.rnn.cells import GRU, LSTM, Cell, ClassicGRU, Vanilla
+from normlib.rnn.sequence import Schedule
+from normlib.threads import get_num_threads
+
+__all__ = ["Cache", "Fused", "row_functions"]
+
+Array: TypeAlias = npt.NDArray[Any]
+State: TypeAlias = tuple[Array, ...]
+
+# Multiply-adds of one call of a kernel: a tenth of a second on one core.
+CALL_PRODUCTS = 1 << 32
+# Multiply-adds that are worth a second thread: of a call, and of a step where threads meet at each.
+SHARED_PRODUCTS = 1 << 22
+SHARED_STEP_PRODUCTS = 1 << 17
+# Fewer rows a thread than these are bound by reading the weights: threads share the weights then.
+FEW_ROWS = 4
+# Elements of a thread's scratch, as a multiple of H.
+SCRATCH = 14
+
+
+def row_functions(
+    normalizers: Mapping[str, Normalizer], *, training: bool
+) -> dict[str, RowFunctions] | str:
+    """Return the row functions of all normalizers, or why there are not all."""
+    functions = {}
+    for name, normalizer in normalizers.items():
+        rows = normalizer.row_functions(training=training)
+        own = vars(normalizer)
+        if rows is None or any(method in own for method in ROW_METHODS):
+            kind = type(normalizer).__name__
+            return f"{kind} at {name} has no compiled row functions"
+        for array in rows.parameters:
+            if array is None:
+                continue
+            if (
+                type(array) is not np.ndarray
+                or array.dtype != normalizer.dtype
+                or array.shape[-1:] != (normalizer.features,)
+                or array.ndim not in (1, 2)
+                or not (array.flags.c_contiguous and array.flags.aligned)
+                or not array.size
+            ):
+                return f"the parameters at {name} are not plain arrays"
+        functions[name] = rows
+    return functions
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What `Fused.backward` needs of `Fused.forward`; its own memory.
+
+    Of each time step it holds the input, the products with the weights, and what the cell saves:
+    for the LSTM 7H numbers without a normalizer, 15H with one.
+    """
+
+    schedule: Schedule
+    rows: Array
+    initial: State
+    saved: Mapping[str, Any]
+    weights: tuple[Array, Array]
+    bias: Array
+    normalizers: Mapping[str, Normalizer]
+    caches: Mapping[str, npt.NDArray[np.float64] | None]
+
+
+class Fused:
+    """Runs one layer in one direction; arguments are as of `normlib.rnn.direction.Direction`.
+
+    Parameters
+    ----------
+    cell : Cell
+        What a time step computes.
+    input_size : int
+        Features of x.
+    dtype : numpy.dtype
+        float32 or float64.
+    """
+
+    def __init__(self, cell: Cell, input_size: int, dtype: np.dtype[Any]) -> None:
+        self.cell = cell
+        self.input_size = input_size
+        self.dtype = dtype
+        self.kind = kernels.KINDS[_kind(cell)]
+        self.lstm = isinstance(cell, LSTM)
+        self.gru = isinstance(cell, GRU)
+        self.classic = isinstance(cell, ClassicGRU)
+        self.vanilla = isinstance(cell, Vanilla)
+        self._plan: kernels.Plan | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes: all but the packed weights."""
+        return {**vars(self), "_plan": None}
+
+    def infer(
+        self,
+        rows: Array,
+        state: State,
+        schedule: Schedule,
+        weights: tuple[Array, Array, Array, Array],
+        functions: Mapping[str, RowFunctions],
+        normalizers: Mapping[str, Normalizer],
+        step: int,
+    ) -> tuple[Array, State]:
+        """Run over time; ``state`` becomes the final state."""
+        size, rows_now = self.cell.hidden_size, len(state[0])
+        h = np.empty((schedule.total, size), self.dtype)
+        saved = {
+            "h": h,
+            "c": state[1] if self.lstm else None,
+            "inputs": self._empty(kernels.window_rows(rows_now), self.cell.gates),
+            "products": self._empty(rows_now, self.cell.gates),
+            "gates": self._empty(rows_now, 3) if self.classic else None,
+            "extra": None,
+        }
+        sites = tuple(
+            rows_of.site(normalizers[name].features, normalizers[name].eps, None)
+            for name, rows_of in functions.items()
+        )
+        self._forward(self._plan_for(weights), rows, state, schedule, saved, sites, step, False)
+        return h, (schedule.last(h, state[0]), *state[1:])
+
+    def forward(
+        self,
+        rows: Array,
+        state: State,
+        schedule: Schedule,
+        weights: tuple[Array, Array, Array, Array],
+        functions: Mapping[str, RowFunctions],
+        normalizers: Mapping[str, Normalizer],
+    ) -> tuple[Array, State, Cache]:
+        """Run over time for training. The cache keeps ``rows`` and ``state``."""
+        total, gates = schedule.total, self.cell.gates
+        plain = all(rows_of.forward is None for rows_of in functions.values())
+        inputs = self._empty(total, gates)
+        c = self._empty(total, 1) if self.lstm else None
+        saved: dict[str, Any] = {
+            "h": self._empty(total, 1),
+            "c": c,
+            "inputs": inputs,
+            # Without normalizers nobody asks for the products again.
+            "products": self._empty(len(state[0]) if plain else total, gates),
+            "gates": None if self.vanilla else inputs if plain else self._empty(total, gates),
+            "extra": self._empty(total, 1)
+            if not self.classic and not (self.vanilla and plain)
+            else None,
+        }
+        caches = {
+            name: np.empty((total, rows_of.cache_size)) if rows_of.cache_size else None
+            for name, rows_of in functions.items()
+        }
+        sites = tuple(
+            rows_of.site(normalizers[name].features, normalizers[name].eps, caches[name])
+            for name, rows_of in functions.items()
+        )
+        plan = self._plan_for(weights)
+        initial = tuple(array.copy() for array in state)
+        self._forward(plan, rows, initial, schedule, saved, sites, 0, True, every=not plain)
+        final = tuple(
+            schedule.last(saved[key], array)
+            for key, array in zip(self.cell.carries, initial, strict=True)
+        )
+        copies = weights[0].copy(), weights[1].copy()
+        cache = Cache(schedule, rows, initial, saved, copies, plan.bias, normalizers, caches)
+        return saved["h"], final, cache
+
+    def backward(
+        self, d_rows: Array, dstate: State, cache: Cache
+    ) -> tuple[Array, State, npt.NDArray[np.float64], Array, Array, dict[str, Array]]:
+        """Propagate back through time; ``dstate`` is overwritten.
+
+        Returns
+        -------
+        dx, dstate
+            As of `Direction.backward`.
+        d_bias : array of float64
+            The gradient of the merged bias.
+        d_inputs, d_products : (total, GH) arrays
+            The gradients of the products with x and with h; for the classical GRU, n's with r h.
+        grads : dict of str to array
+            The gradients of the normalizers' parameters, by name.
+        """
+        cell, schedule, saved = self.cell, cache.schedule, cache.saved
+        size, n_rows = cell.hidden_size, len(dstate[0])
+        functions = row_functions(cache.normalizers, training=True)
+        assert not isinstance(functions, str)
+        plain = all(rows_of.forward is None for rows_of in functions.values())
+        d_inputs = self._empty(schedule.total, cell.gates)
+        shared = self.vanilla or (plain and self.lstm)
+        d_products = d_inputs if shared else self._empty(schedule.total, cell.gates)
+        d_state = np.zeros((n_rows, size), self.dtype) if self.gru else None
+        block = max(4, -(-n_rows // 16))
+        places, n_gradients = _places(len(cache.bias), functions)
+        gradients = np.zeros((max(1, -(-n_rows // block)), n_gradients))
+        sites = tuple(
+            rows_of.site(
+                cache.normalizers[name].features, cache.normalizers[name].eps, cache.caches[name]
+            )
+            for name, rows_of in functions.items()
+        )
+        zero = np.zeros(1, self.dtype)
+        weight_ih, weight_hh = cache.weights
+        plan = kernels.Plan(self.kind, weight_ih, weight_hh, zero, zero, cache.bias, True)
+        columns, n_threads = self._threads(schedule, n_rows)
+        scratch = self._empty(n_threads, SCRATCH)
+        starts, counts = schedule.starts_array, schedule.counts_array
+        for first, stop in reversed(list(self._parts(schedule, n_rows))):
+            plan.backward(
+                starts, counts, first, stop, cache.initial[0],
+                cache.initial[1] if len(cache.initial) > 1 else None,
+                sites, saved["inputs"], saved["products"], saved["gates"], saved["h"], saved["c"],
+                saved["extra"], dstate[0], dstate[1] if len(dstate) > 1 else None, d_rows,
+                d_inputs, d_products, self._empty(n_rows, 2) if self.classic else None, d_state,
+                self._empty(n_rows, 1) if self.classic else None, gradients, places, scratch, block,
+                columns, n_threads,
+            )  # fmt: skip
+        if d_state is not None:
+            dstate[0][...] += d_state
+        totals = gradients.sum(axis=0)
+        grads = {}
+        for site_places, (name, rows_of) in zip(places[1:], functions.items(), strict=True):
+            for place, key in zip(site_places, rows_of.names, strict=True):
+                if place >= 0 and key is not None:
+                    parameter = cache.normalizers[name].parameters[key]
+                    total = totals[place : place + parameter.size].reshape(parameter.shape)
+                    grads[f"{name}.{key}"] = as_dtype(total, parameter.dtype)
+        dx = np.empty((schedule.total, self.input_size), self.dtype)
+        product_kernels.product(d_inputs, product_kernels.pack(weight_ih), dx, n_threads)
+        return dx, dstate, totals[: len(cache.bias)], d_inputs, d_products, grads
+
+    def _forward(
+        self,
+        plan: kernels.Plan,
+        rows: Array,
+        state: State,
+        schedule: Schedule,
+        saved: Mapping[str, Any],
+        sites: tuple[Any, ...],
+        step: int,
+        training: bool,
+        every: bool = False,
+    ) -> None:
+        n_rows = len(state[0])
+        columns, n_threads = self._threads(schedule, n_rows)
+        block = 8 if n_rows >= 16 * n_threads else 1
+        scratch = self._empty(n_threads, SCRATCH)
+        reset_h = self._empty(n_rows, 1) if self.classic else None
+        starts, counts = schedule.starts_array, schedule.counts_array
+        for first, stop in self._parts(schedule, n_rows):
+            plan.forward(
+                rows, starts, counts, first, stop, step, state[0],
+                state[1] if len(state) > 1 else None, sites, saved["inputs"], saved["products"],
+                saved["gates"], saved["h"], saved["c"], saved["extra"], reset_h, scratch,
+                training, every, block, columns, n_threads,
+            )  # fmt: skip
+
+    def _plan_for(self, weights: tuple[Array, Array, Array, Array]) -> kernels.Plan:
+        """Return the packed weights: those of the last call if the values are still the same."""
+        plan = self._plan
+        if plan is None or not plan.fits(*weights):
+            bias = self.cell.merge_biases(weights[2], weights[3])
+            plan = self._plan = kernels.Plan(self.kind, *weights, bias, False)
+        return plan
+
+    def _empty(self, rows: int, gates: int) -> Array:
+        return np.empty((rows, gates * self.cell.hidden_size), self.dtype)
+
+    def _step_products(self, n_rows: int) -> int:
+        """Multiply-adds of one time step."""
+        gates = self.cell.gates * self.cell.hidden_size
+        return n_rows * gates * (self.input_size + self.cell.hidden_size)
+
+    def _parts(self, schedule: Schedule, n_rows: int) -> Iterator[tuple[int, int]]:
+        """Yield first and last + 1 of the time steps of each call."""
+        n_steps = len(schedule.counts_array)
+        length = max(1, CALL_PRODUCTS // max(1, self._step_products(n_rows)))
+        for first in range(0, n_steps, length):
+            yield first, min(first + length, n_steps)
+
+    def _threads(self, schedule: Schedule, n_rows: int) -> tuple[bool, int]:
+        """Whether threads share the columns of the products, not the rows; and how many."""
+        n_threads = get_num_threads()
+        per_step = self._step_products(n_rows)
+        work = per_step * schedule.total // max(1, n_rows)
+        if n_threads == 1 or work < 2 * SHARED_PRODUCTS:
+            return False, 1
+        if n_rows >= FEW_ROWS * n_threads:
+            return False, min(n_threads, work // SHARED_PRODUCTS)
+        if per_step >= 2 * SHARED_STEP_PRODUCTS:
+            return True, min(n_threads, per_step // SHARED_STEP_PRODUCTS)
+        return False, max(1, min(n_threads, n_rows // FEW_ROWS))
+
+
+def _kind(cell: Cell) -> str:
+    """The name of a cell among the kernels."""
+    if isinstance(cell, Vanilla):
+        return "relu" if cell.relu else "tanh"
+    return (
+        "classic gru"
+        if isinstance(cell, ClassicGRU)
+        else "gru"
+        if isinstance(cell, GRU)
+        else "lstm"
+    )
+
+
+def _places(n_bias: int, functions: Mapping[str, RowFunctions]) -> tuple[tuple[Any, ...], int]:
+    """Where each parameter's gradient starts among all of them, -1 for none; and their number."""
+    places: list[Any] = [0]
+    place = n_bias
+    for rows_of in functions.values():
+        site = []
+        for array, key in zip(rows_of.parameters, rows_of.names, strict=True):
+            if array is None or key is None:
+                site.append(-1)
+            else:
+                site.append(place)
+                place += array.shape[-1]
+        places.append(tuple(site))
+    return tuple(places), -(-place // 16) * 16
