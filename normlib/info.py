@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy
 
-from normlib import _kernels
+from normlib import _kernels, memory
 from normlib._kernels import cpu
 from normlib.threads import get_num_threads
 
@@ -41,6 +41,7 @@ def config() -> dict[str, Any]:
         "cpu_levels_available": _kernels.available_levels(),
         "openmp": f"{version // 100}.{version % 100:02}" if version else None,
         "threads": get_num_threads(),
+        "kept_memory": memory.get_limit(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "scipy": scipy.__version__,
@@ -66,6 +67,7 @@ def show_config() -> None:
         ("CPU level", f"{values['cpu_level']} (available: {levels})"),
         ("OpenMP", openmp),
         ("threads", values["threads"]),
+        ("memory", f"keeps at most {values['kept_memory'] >> 20} MB of outputs that are gone"),
         ("Python", values["python"]),
         ("NumPy", f"{values['numpy']} (BLAS: {values['blas']})"),
         ("SciPy", values["scipy"]),

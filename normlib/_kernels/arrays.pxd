@@ -1,13 +1,6 @@
 """What kernels need of NumPy arrays."""
 cimport numpy as cnp
-from cpython.object cimport PyTypeObject
-from cpython.ref cimport Py_INCREF
 from libc.stdint cimport uintptr_t
-
-cdef extern from "numpy/arrayobject.h":
-    object PyArray_NewFromDescr(
-        PyTypeObject *subtype, cnp.dtype descr, int nd, const cnp.npy_intp *dims,
-        const cnp.npy_intp *strides, void *data, int flags, void *obj)
 
 
 cdef inline void *address(object array) noexcept:
@@ -47,17 +40,3 @@ cdef inline bint overlap(object a, object b) noexcept:
     cdef uintptr_t first_b = <uintptr_t>cnp.PyArray_DATA(b)
     return (first_a < first_b + <uintptr_t>cnp.PyArray_NBYTES(b)
             and first_b < first_a + <uintptr_t>cnp.PyArray_NBYTES(a))
-
-
-cdef inline object aligned_like(object x):
-    """An uninitialized array of x's shape and type, C-contiguous, that starts a cache line."""
-    cdef cnp.npy_intp n_bytes = cnp.PyArray_NBYTES(x) + 63
-    cdef object buffer = cnp.PyArray_SimpleNew(1, &n_bytes, cnp.NPY_UINT8)
-    cdef uintptr_t first = (<uintptr_t>cnp.PyArray_DATA(buffer) + 63) & ~(<uintptr_t>63)
-    cdef cnp.dtype dtype = cnp.PyArray_DescrFromType(cnp.PyArray_TYPE(x))
-    Py_INCREF(dtype)        # NewFromDescr takes that reference
-    array = PyArray_NewFromDescr(
-        <PyTypeObject *>cnp.ndarray, dtype, cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), NULL,
-        <void *>first, cnp.NPY_ARRAY_CARRAY, NULL)
-    cnp.set_array_base(array, buffer)
-    return array

@@ -18,7 +18,8 @@ cimport numpy as cnp
 from cython.parallel cimport prange
 from libc.math cimport isfinite, sqrt
 
-from normlib._kernels.arrays cimport address, aligned_like, dim, is_plain, is_single, overlap
+from normlib._kernels.arrays cimport address, dim, is_plain, is_single, overlap
+from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.norm_rows cimport NormForward, forward_capsule
 from normlib._kernels.rows cimport (
     GROUP, Moments, QUICK, ScaledMoments, needs_scaling, quick_moments, row_moments,

@@ -1,0 +1,1 @@
+cpdef object aligned_like(object x)
