@@ -3,14 +3,16 @@
 Arrays come in checked: C-contiguous, of one dtype (float32 or float64), no axis empty; statistics
 in float64. channels.pxd tells how the loops go over memory.
 """
+cimport numpy as cnp
 from cython.parallel cimport prange
 from libc.math cimport sqrt
 
-from normlib._kernels.arrays cimport address, dim, is_single
+from normlib._kernels.arrays cimport address, is_single
 from normlib._kernels.channels cimport (
     Shape, STRIP, add_blocks, block_size, items_per_block, load_doubles, n_blocks, n_items,
-    store_doubles,
+    padded_channels, scratch_size, store_doubles,
 )
+from normlib._kernels.plain cimport new_vector
 from normlib._kernels.rows cimport (
     Merged, Moments, ScaledMoments, merge, merge_none, merge_row, merged_moments, needs_scaling,
     scaled_moments, sums_wide, unscaled_mean, unscaled_rstd, unscaled_var,
@@ -19,6 +21,8 @@ from normlib._kernels.vec cimport (
     MAX_PARTS, VF64_LANES, at, lanes, vf32, vf64, vf64_set, vf64_sqrt, vfma, vget, vload,
     vload_first, vload_wide, vreal, vselect_lt, vset, vwiden,
 )
+
+cnp.import_array()
 
 cdef extern from *:
     """
@@ -32,7 +36,7 @@ cdef extern from *:
 def scratch_shape(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner):
     """Shape of the float64 scratch that statistics and gradients need: blocks, sums, channels."""
     cdef Shape shape = Shape(outer, channels, inner)
-    return n_blocks(&shape), 3, items_per_block(&shape) * (STRIP if inner == 1 else 1)
+    return n_blocks(&shape), 3, padded_channels(&shape)
 
 
 cdef inline void column_sums(
@@ -278,10 +282,19 @@ cdef void moments_all(const vreal *x, double *scratch, double *mean, double *res
             merge_channel(x, scratch, mean, rest, var, rstd, &shape, padded, eps, i)
 
 
-def batch_moments(x, scratch, mean, rest, var, rstd, double eps, int n_threads):
-    """Statistics (C,) of x (outer, C, inner): mean + rest, biased variance, 1 / sqrt(var + eps)."""
-    cdef Shape shape = Shape(dim(x, 0), dim(x, 1), dim(x, 2))
-    cdef Py_ssize_t padded = dim(scratch, 2)
+def batch_moments(x, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, double eps,
+                  int n_threads):
+    """(mean, rest, var, rstd), each (C,), of x seen as (outer, C, inner).
+
+    mean + rest is the mean, var biased, rstd = 1 / sqrt(var + eps).
+    """
+    cdef Shape shape = Shape(outer, channels, inner)
+    mean = new_vector(channels, cnp.NPY_FLOAT64)
+    rest = new_vector(channels, cnp.NPY_FLOAT64)
+    var = new_vector(channels, cnp.NPY_FLOAT64)
+    rstd = new_vector(channels, cnp.NPY_FLOAT64)
+    scratch = new_vector(scratch_size(&shape), cnp.NPY_FLOAT64)
+    cdef Py_ssize_t padded = padded_channels(&shape)
     cdef void *x_data = address(x)
     cdef double *scratch_data = <double *>address(scratch)
     cdef double *mean_data = <double *>address(mean)
@@ -296,3 +309,4 @@ def batch_moments(x, scratch, mean, rest, var, rstd, double eps, int n_threads):
         else:
             moments_all[vf64](<vf64 *>x_data, scratch_data, mean_data, rest_data, var_data,
                               rstd_data, shape, padded, eps, n_threads)
+    return mean, rest, var, rstd

@@ -6,17 +6,24 @@ in float64. channels.pxd tells how the loops go over memory.
 With scale = gain * rstd and offset = bias - mean_lo * scale, the output is
 fma(x - mean_hi, scale, offset).
 """
+cimport numpy as cnp
 from cython.parallel cimport prange
 
 from normlib._kernels.arrays cimport address, dim, is_single
+from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.channels cimport (
     Shape, Statistics, beyond, find_doubles, gain_of, load_doubles, rest_of,
     scale_channels, store_doubles,
+)
+from normlib._kernels.plain cimport (
+    apart, find_channels, is_eps, is_input, is_output, is_parameter, is_vector, new_vector,
 )
 from normlib._kernels.vec cimport (
     STREAM_FLOATS, VF64_LANES, at, at_out, lanes, to_boundary, vec_fence, vf32, vf64, vf64_set,
     vf64_sqrt, vfma, vget, vload_first, vput, vreal, vselect_lt, vset, vstore, vstore_first,
 )
+
+cnp.import_array()
 
 cdef enum:
     OUTER = 8            # rows of columns that are done together
@@ -222,7 +229,7 @@ cdef void normalize_all(const vreal *x, const vreal *gain, const vreal *bias, vr
                            n_threads)
 
 
-def reciprocal_std(var, rstd, double eps):
+cpdef Py_ssize_t reciprocal_std(var, rstd, double eps) except -2:
     """rstd = 1 / sqrt(var + eps), both (C,); the first negative variance's index, or -1."""
     cdef const double *var_data = <double *>address(var)
     cdef double *rstd_data = <double *>address(rstd)
@@ -230,27 +237,27 @@ def reciprocal_std(var, rstd, double eps):
     cdef vf64 zero = vf64_set(0)
     cdef vf64 negative = zero
     cdef vf64 v
+    cdef int i
     cdef Py_ssize_t c = 0
     while c < channels:
         v = load_doubles(var_data + c, channels - c)
         negative = vselect_lt(v, zero, v, negative)
         store_doubles(rstd_data + c, vf64_set(1) / vf64_sqrt(v + vf64_set(eps)), channels - c)
         c += VF64_LANES
-    for c in range(VF64_LANES):
-        if vget(&negative, c) < 0:
-            return next(i for i, value in enumerate(var) if value < 0)
+    for i in range(VF64_LANES):
+        if vget(&negative, i) < 0:
+            for c in range(channels):
+                if var_data[c] < 0:
+                    return c
     return -1
 
 
-def batch_norm_forward(x, mean, rest, rstd, gain, bias, factors, doubles, y, int n_threads):
-    """Normalize x (outer, C, inner) by given statistics (C,) into y.
-
-    rest, gain and bias may be None; factors (3, C) of x's type and doubles (C + 1) of intp are
-    scratch.
-    """
-    cdef Shape shape = Shape(dim(x, 0), dim(x, 1), dim(x, 2))
+cdef int forward(object x, object mean, object rest, object rstd, object gain, object bias,
+                 object y, Shape shape, int n_threads) except -1:
     cdef Statistics statistics = Statistics(
         <double *>address(mean), <double *>address(rest), <double *>address(rstd))
+    factors = new_vector(3 * shape.channels, cnp.PyArray_TYPE(x))
+    doubles = new_vector(shape.channels + 1, cnp.NPY_INTP)
     cdef void *x_data = address(x)
     cdef void *gain_data = address(gain)
     cdef void *bias_data = address(bias)
@@ -267,3 +274,54 @@ def batch_norm_forward(x, mean, rest, rstd, gain, bias, factors, doubles, y, int
             normalize_all[vf64](<vf64 *>x_data, <vf64 *>gain_data, <vf64 *>bias_data,
                                 <vf64 *>factors_data, doubles_data, <vf64 *>y_data, shape,
                                 statistics, n_threads)
+    return 0
+
+
+def batch_norm_forward(x, mean, rest, rstd, gain, bias, y, int n_threads):
+    """Normalize x (outer, C, inner) by given statistics (C,) into y.
+
+    rest, gain and bias may be None.
+    """
+    cdef Shape shape = Shape(dim(x, 0), dim(x, 1), dim(x, 2))
+    forward(x, mean, rest, rstd, gain, bias, y, shape, n_threads)
+
+
+def batch_norm_plain(x, mean, var, gain, bias, channel_axis, eps, out, threads_for):
+    """batch_norm; None unless every argument is plain, mean and var of doubles.
+
+    threads_for(elements) tells how many threads to use.
+    """
+    cdef Shape shape
+    if not (is_input(x) and is_eps(eps) and find_channels(x, channel_axis, &shape)):
+        return None
+    cdef Py_ssize_t channels = shape.channels
+    if not (is_vector(mean, cnp.NPY_FLOAT64, channels) and is_vector(var, cnp.NPY_FLOAT64, channels)
+            and is_parameter(gain, x, channels) and is_parameter(bias, x, channels)
+            and is_output(out, x) and apart(out, gain, bias) and apart(out, mean, var)):
+        return None
+    rstd = new_vector(channels, cnp.NPY_FLOAT64)
+    if reciprocal_std(var, rstd, eps) >= 0:
+        return None
+    y = aligned_like(x) if out is None else out
+    forward(x, mean, None, rstd, gain, bias, y, shape, threads_for(cnp.PyArray_SIZE(x)))
+    return y
+
+
+def batch_norm_forward_plain(x, gain, bias, channel_axis, eps, out, moments, threads_for):
+    """(y, mean, var) of batch_norm_forward without a mask; None unless every argument is plain.
+
+    moments is the kernel batch_moments; threads_for(elements) tells how many threads to use.
+    """
+    cdef Shape shape
+    if not (is_input(x) and is_eps(eps) and find_channels(x, channel_axis, &shape)):
+        return None
+    cdef Py_ssize_t channels = shape.channels
+    if not (shape.outer * shape.inner >= 2
+            and is_parameter(gain, x, channels) and is_parameter(bias, x, channels)
+            and is_output(out, x) and apart(out, gain, bias)):
+        return None
+    n_threads = threads_for(cnp.PyArray_SIZE(x))
+    mean, rest, var, rstd = moments(x, shape.outer, channels, shape.inner, eps, n_threads)
+    y = aligned_like(x) if out is None else out
+    forward(x, mean, rest, rstd, gain, bias, y, shape, n_threads)
+    return y, mean, var

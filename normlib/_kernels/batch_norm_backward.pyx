@@ -10,12 +10,18 @@ statistics:
 
 where a row that the statistics left out has dx = gain * rstd * dy. dbias = S1 and dgain = S2.
 """
+cimport numpy as cnp
 from cython.parallel cimport prange
 
 from normlib._kernels.arrays cimport address, dim, is_single
+from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.channels cimport (
     Shape, Statistics, STRIP, add_blocks, beyond, block_size, find_doubles, gain_of,
-    items_per_block, load_doubles, n_items, rest_of, scale_channels, store_doubles,
+    items_per_block, load_doubles, n_items, padded_channels, rest_of, scale_channels, scratch_size,
+    store_doubles,
+)
+from normlib._kernels.plain cimport (
+    find_channels, is_eps, is_input, is_like, is_parameter, is_vector, new_vector,
 )
 from normlib._kernels.rows cimport FOLD
 from normlib._kernels.vec cimport (
@@ -23,6 +29,8 @@ from normlib._kernels.vec cimport (
     lanes, to_boundary, vadd_to, vec_fence, vf32, vf64, vf64_set, vfirst, vfma, vfold, vget,
     vload, vload_first, vnarrow, vput, vreal, vset, vstore, vstore_first, vsum_wide, vwiden,
 )
+
+cnp.import_array()
 
 cdef enum:
     OUTER = 8            # rows of columns that are done together
@@ -512,18 +520,15 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
         vec_fence()     # of this thread; the others' went with the end of their loop
 
 
-def batch_norm_backward(dy, x, mean, rest, rstd, gain, counted, double n, factors, doubles, scratch,
-                        dx, dgain, dbias, int n_threads):
-    """Gradients of normalization by the batch's own statistics, x (outer, C, inner).
-
-    rest, gain and dgain may be None. counted, (outer,) of bool or None, tells which rows made the
-    statistics, each of n values; it needs inner = 1. factors (7, C) of x's type, doubles (C + 1)
-    of intp and scratch are scratch.
-    """
-    cdef Shape shape = Shape(dim(x, 0), dim(x, 1), dim(x, 2))
+cdef int backward(object dy, object x, object mean, object rest, object rstd, object gain,
+                  object counted, double n, object dx, object dgain, object dbias, Shape shape,
+                  int n_threads) except -1:
     cdef Statistics statistics = Statistics(
         <double *>address(mean), <double *>address(rest), <double *>address(rstd))
-    cdef Py_ssize_t padded = dim(scratch, 2)
+    cdef Py_ssize_t padded = padded_channels(&shape)
+    factors = new_vector(7 * shape.channels, cnp.PyArray_TYPE(x))
+    doubles = new_vector(shape.channels + 1, cnp.NPY_INTP)
+    scratch = new_vector(scratch_size(&shape), cnp.NPY_FLOAT64)
     cdef void *dy_data = address(dy)
     cdef void *x_data = address(x)
     cdef void *gain_data = address(gain)
@@ -546,3 +551,42 @@ def batch_norm_backward(dy, x, mean, rest, rstd, gain, counted, double n, factor
                                <vf64 *>factors_data, doubles_data, scratch_data, <vf64 *>dx_data,
                                <vf64 *>dgain_data, <vf64 *>dbias_data, shape, statistics, padded,
                                n_threads)
+    return 0
+
+
+def batch_norm_backward(dy, x, mean, rest, rstd, gain, counted, double n, dx, dgain, dbias,
+                        int n_threads):
+    """Gradients of normalization by the batch's own statistics, x (outer, C, inner).
+
+    rest, gain and dgain may be None. counted, (outer,) of bool or None, tells which rows made the
+    statistics, each of n values; it needs inner = 1.
+    """
+    cdef Shape shape = Shape(dim(x, 0), dim(x, 1), dim(x, 2))
+    backward(dy, x, mean, rest, rstd, gain, counted, n, dx, dgain, dbias, shape, n_threads)
+
+
+def batch_norm_backward_plain(dy, x, mean, var, gain, channel_axis, eps, reciprocal_std,
+                              threads_for):
+    """(dx, dgain, dbias) of float32 without a mask; None unless every argument is plain.
+
+    reciprocal_std is batch_norm's; threads_for(elements) tells how many threads to use. float64
+    needs the mean's rest, and takes the checked path.
+    """
+    cdef Shape shape
+    if not (is_input(x) and is_single(x) and is_like(dy, x) and is_eps(eps)
+            and find_channels(x, channel_axis, &shape)):
+        return None
+    cdef Py_ssize_t channels = shape.channels
+    cdef Py_ssize_t n = shape.outer * shape.inner
+    if not (n >= 2 and is_vector(mean, cnp.NPY_FLOAT64, channels)
+            and is_vector(var, cnp.NPY_FLOAT64, channels) and is_parameter(gain, x, channels)):
+        return None
+    rstd = new_vector(channels, cnp.NPY_FLOAT64)
+    if reciprocal_std(var, rstd, eps) >= 0:
+        return None
+    dx = aligned_like(x)
+    dgain = None if gain is None else new_vector(channels, cnp.NPY_FLOAT32)
+    dbias = new_vector(channels, cnp.NPY_FLOAT32)
+    backward(dy, x, mean, None, rstd, gain, None, n, dx, dgain, dbias, shape,
+             threads_for(cnp.PyArray_SIZE(x)))
+    return dx, dgain, dbias

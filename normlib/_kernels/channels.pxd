@@ -58,6 +58,15 @@ cdef inline Py_ssize_t n_items(const Shape *shape) noexcept nogil:
     return n_blocks(shape) * items_per_block(shape)
 
 
+cdef inline Py_ssize_t padded_channels(const Shape *shape) noexcept nogil:
+    return items_per_block(shape) * (STRIP if shape.inner == 1 else 1)
+
+
+cdef inline Py_ssize_t scratch_size(const Shape *shape) noexcept nogil:
+    """Doubles of scratch that statistics and gradients need: (blocks, 3, padded)."""
+    return n_blocks(shape) * 3 * padded_channels(shape)
+
+
 cdef inline void add_blocks(
     double *scratch,        # IN/OUT (blocks, 3, padded): the first block becomes the sum of all
     const Shape *shape,

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,12 +14,24 @@ def layer_norm_forward(
     rstd: NDArray[np.float64] | None,
     n_threads: int,
 ) -> None: ...
+@overload
 def layer_norm_plain(
     x: ArrayLike,
     gain: ArrayLike | None,
     bias: ArrayLike | None,
     eps: float,
     out: NDArray[Any] | None,
+    statistics: Literal[False],
     threads_for: Callable[[int], int],
 ) -> NDArray[Any] | None: ...
+@overload
+def layer_norm_plain(
+    x: ArrayLike,
+    gain: ArrayLike | None,
+    bias: ArrayLike | None,
+    eps: float,
+    out: NDArray[Any] | None,
+    statistics: Literal[True],
+    threads_for: Callable[[int], int],
+) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.float64]] | None: ...
 def row_function(single: bool) -> object: ...

@@ -16,11 +16,12 @@ one thread.
 """
 cimport numpy as cnp
 from cython.parallel cimport prange
-from libc.math cimport isfinite, sqrt
+from libc.math cimport sqrt
 
-from normlib._kernels.arrays cimport address, dim, is_plain, is_single, overlap
+from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.norm_rows cimport NormForward, forward_capsule
+from normlib._kernels.plain cimport apart, is_eps, is_input, is_output, is_parameter
 from normlib._kernels.rows cimport (
     GROUP, Moments, QUICK, ScaledMoments, needs_scaling, quick_moments, row_moments,
     scaled_moments, scaled_xhat, unscaled_mean, unscaled_rstd, vector_range,
@@ -298,10 +299,8 @@ cdef void forward_rows(const vreal *x, const vreal *gain, const vreal *bias, vre
         forward_part(x, gain, bias, y, mean, rstd, n_rows, n, eps, part, n_threads)
 
 
-def layer_norm_forward(x, gain, bias, double eps, y, mean, rstd, int n_threads):
-    """Normalize the rows of x (rows, n) into y; gain, bias, mean and rstd may be None."""
-    cdef Py_ssize_t n_rows = dim(x, 0)
-    cdef Py_ssize_t n = dim(x, 1)
+cdef int forward(object x, object gain, object bias, double eps, object y, object mean,
+                 object rstd, Py_ssize_t n_rows, Py_ssize_t n, int n_threads) except -1:
     cdef void *x_data = address(x)
     cdef void *gain_data = address(gain)
     cdef void *bias_data = address(bias)
@@ -316,66 +315,34 @@ def layer_norm_forward(x, gain, bias, double eps, y, mean, rstd, int n_threads):
         else:
             forward_rows[vf64](<vf64 *>x_data, <vf64 *>gain_data, <vf64 *>bias_data,
                                <vf64 *>y_data, mean_data, rstd_data, n_rows, n, eps, n_threads)
+    return 0
 
 
-cdef inline bint is_parameter(object array, object x, Py_ssize_t n) noexcept:
-    """None, or a plain (n,) of x's type."""
-    if array is None:
-        return True
-    return (is_plain(array) and cnp.PyArray_TYPE(array) == cnp.PyArray_TYPE(x)
-            and cnp.PyArray_NDIM(array) == 1 and dim(array, 0) == n)
+def layer_norm_forward(x, gain, bias, double eps, y, mean, rstd, int n_threads):
+    """Normalize the rows of x (rows, n) into y; gain, bias, mean and rstd may be None."""
+    forward(x, gain, bias, eps, y, mean, rstd, dim(x, 0), dim(x, 1), n_threads)
 
 
-cdef inline bint is_output(object out, object x, object gain, object bias) noexcept:
-    """A plain, writeable array of x's type and shape, apart from all inputs or x itself."""
-    cdef int axis
-    if not (is_plain(out) and cnp.PyArray_ISWRITEABLE(out)
-            and cnp.PyArray_TYPE(out) == cnp.PyArray_TYPE(x)
-            and cnp.PyArray_NDIM(out) == cnp.PyArray_NDIM(x)):
-        return False
-    for axis in range(cnp.PyArray_NDIM(x)):
-        if dim(out, axis) != dim(x, axis):
-            return False
-    return (out is x or not overlap(out, x)) and not (overlap(out, gain) or overlap(out, bias))
+def layer_norm_plain(x, gain, bias, eps, out, bint statistics, threads_for):
+    """layer_norm over the last axis, or (y, mean, rstd); None unless every argument is plain.
 
-
-def layer_norm_plain(x, gain, bias, eps, out, threads_for):
-    """layer_norm over the last axis if every argument is as a kernel wants it; None if not.
-
-    Saves small arrays the checks and conversions in Python, which cost more than their kernel.
     threads_for(elements) tells how many threads to use.
     """
-    cdef Py_ssize_t n, size
-    cdef double eps_value
-    if not is_plain(x) or cnp.PyArray_NDIM(x) == 0:
+    if not (is_input(x) and is_eps(eps)):
         return None
-    n = dim(x, cnp.PyArray_NDIM(x) - 1)
-    size = cnp.PyArray_SIZE(x)
-    if size == 0 or type(eps) is not float:
+    cdef int n_axes = cnp.PyArray_NDIM(x)
+    cdef Py_ssize_t n = dim(x, n_axes - 1)
+    cdef Py_ssize_t n_rows = cnp.PyArray_SIZE(x) // n
+    if not (is_parameter(gain, x, n) and is_parameter(bias, x, n) and is_output(out, x)
+            and apart(out, gain, bias)):
         return None
-    eps_value = eps
-    if not (eps_value >= 0 and isfinite(eps_value)):
-        return None
-    if not (is_parameter(gain, x, n) and is_parameter(bias, x, n)):
-        return None
-    if out is None:
-        out = aligned_like(x)
-    elif not is_output(out, x, gain, bias):
-        return None
-    cdef int n_threads = threads_for(size)
-    cdef void *x_data = address(x)
-    cdef void *gain_data = address(gain)
-    cdef void *bias_data = address(bias)
-    cdef void *y_data = address(out)
-    cdef bint single = is_single(x)
-    with nogil:
-        if single:
-            forward_rows[vf32](<vf32 *>x_data, <vf32 *>gain_data, <vf32 *>bias_data,
-                               <vf32 *>y_data, NULL, NULL, size // n, n, eps_value, n_threads)
-        else:
-            forward_rows[vf64](<vf64 *>x_data, <vf64 *>gain_data, <vf64 *>bias_data,
-                               <vf64 *>y_data, NULL, NULL, size // n, n, eps_value, n_threads)
-    return out
+    y = aligned_like(x) if out is None else out
+    mean = rstd = None
+    if statistics:
+        mean = cnp.PyArray_SimpleNew(n_axes - 1, cnp.PyArray_DIMS(x), cnp.NPY_FLOAT64)
+        rstd = cnp.PyArray_SimpleNew(n_axes - 1, cnp.PyArray_DIMS(x), cnp.NPY_FLOAT64)
+    forward(x, gain, bias, eps, y, mean, rstd, n_rows, n, threads_for(n_rows * n))
+    return (y, mean, rstd) if statistics else y
 
 
 # ---- one row, for a loop of others ---------------------------------------------------------------

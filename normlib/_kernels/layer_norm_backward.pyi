@@ -1,7 +1,8 @@
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 def scratch_shape(n_rows: int, n: int) -> tuple[int, int, int]: ...
 def layer_norm_backward(
@@ -13,7 +14,14 @@ def layer_norm_backward(
     dx: NDArray[Any],
     dgain: NDArray[Any] | None,
     dbias: NDArray[Any],
-    partial: NDArray[np.float64],
     n_threads: int,
 ) -> None: ...
+def layer_norm_backward_plain(
+    dy: ArrayLike,
+    x: ArrayLike,
+    mean: ArrayLike,
+    rstd: ArrayLike,
+    gain: ArrayLike | None,
+    threads_for: Callable[[int], int],
+) -> tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any]] | None: ...
 def row_function(single: bool) -> object: ...

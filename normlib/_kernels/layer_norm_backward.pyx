@@ -12,17 +12,24 @@ With g = dy * gain, and xhat recomputed as fma(x - mean_hi, rstd, offset):
 dgain and dbias are summed over blocks of rows, in the row's type for GROUP rows and in double
 beyond, then over the blocks in their order: the thread count never shows in the bits.
 """
+cimport numpy as cnp
 from cython.parallel cimport prange
 from libc.math cimport fabs
 
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.norm_rows cimport NormBackward, backward_capsule
+from normlib._kernels.buffers cimport aligned_like
+from normlib._kernels.plain cimport (
+    is_input, is_like, is_parameter, is_row_statistic, new_vector,
+)
 from normlib._kernels.rows cimport GROUP, sums_about, vector_range
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_WIDE_VECS, STREAM_FLOATS, at, at_out, block_vecs, lanes, to_boundary,
     vadd_to, vec_fence, vf32, vf64, vf64_set, vfirst, vfma, vfold, vget, vload, vload_first, vput,
     vreal, vround, vset, vstore, vstore_first, vsum_wide,
 )
+
+cnp.import_array()
 
 cdef enum:
     ROWS = 64            # rows in a block, at least
@@ -221,14 +228,14 @@ cdef void backward_block(
     double *dbias,          # OUT (n rounded up to blocks,)
     Py_ssize_t n_rows,
     Py_ssize_t n,
-    Py_ssize_t padded,
+    Py_ssize_t stride,
     bint stream,
 ) noexcept nogil:
     cdef Row rows[GROUP]
     cdef Py_ssize_t block = block_vecs(x) * lanes(x)
     cdef Py_ssize_t first = 0
     cdef Py_ssize_t count, r, i
-    for i in range(padded):
+    for i in range(stride):
         dgain[i] = 0
         dbias[i] = 0
     while first < n_rows:
@@ -265,51 +272,59 @@ cdef inline Py_ssize_t block_rows(Py_ssize_t n) noexcept nogil:
     return max(ROWS, BLOCK_ELEMENTS // n)
 
 
+cdef inline Py_ssize_t n_blocks(Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil:
+    return (n_rows + block_rows(n) - 1) // block_rows(n)
+
+
+cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
+    """n, rounded up to whole vectors of any kind."""
+    return (n + 63) // 64 * 64
+
+
 cdef void backward_rows(const vreal *dy, const vreal *x, const vreal *gain, const double *mean,
                         const double *rstd, vreal *dx, vreal *dgain, vreal *dbias,
-                        double *partial, Py_ssize_t n_rows, Py_ssize_t n, Py_ssize_t padded,
+                        double *partial, Py_ssize_t n_rows, Py_ssize_t n, Py_ssize_t stride,
                         int n_threads) noexcept nogil:
     cdef Py_ssize_t size = block_rows(n)
-    cdef Py_ssize_t n_blocks = (n_rows + size - 1) // size
+    cdef Py_ssize_t blocks = n_blocks(n_rows, n)
     cdef bint stream = (n_rows * n >= STREAM_FLOATS and n % lanes(x) == 0
                         and to_boundary(dx) == 0)
     cdef Py_ssize_t b, i
     cdef double total
     if n_threads == 1:
-        for b in range(n_blocks):
+        for b in range(blocks):
             backward_block(at(dy, b * size * n), at(x, b * size * n), gain, mean + b * size,
-                           rstd + b * size, at_out(dx, b * size * n), partial + 2 * b * padded,
-                           partial + (2 * b + 1) * padded, min(size, n_rows - b * size), n, padded,
+                           rstd + b * size, at_out(dx, b * size * n), partial + 2 * b * stride,
+                           partial + (2 * b + 1) * stride, min(size, n_rows - b * size), n, stride,
                            stream)
     else:
-        for b in prange(n_blocks, schedule="static", num_threads=n_threads):
+        for b in prange(blocks, schedule="static", num_threads=n_threads):
             backward_block(at(dy, b * size * n), at(x, b * size * n), gain, mean + b * size,
-                           rstd + b * size, at_out(dx, b * size * n), partial + 2 * b * padded,
-                           partial + (2 * b + 1) * padded, min(size, n_rows - b * size), n, padded,
+                           rstd + b * size, at_out(dx, b * size * n), partial + 2 * b * stride,
+                           partial + (2 * b + 1) * stride, min(size, n_rows - b * size), n, stride,
                            stream)
     for i in range(n):
         total = 0
-        for b in range(n_blocks):
-            total += partial[(2 * b + 1) * padded + i]
+        for b in range(blocks):
+            total += partial[(2 * b + 1) * stride + i]
         vput(dbias, i, total)
         if dgain != NULL:
             total = 0
-            for b in range(n_blocks):
-                total += partial[2 * b * padded + i]
+            for b in range(blocks):
+                total += partial[2 * b * stride + i]
             vput(dgain, i, total)
 
 
 def scratch_shape(Py_ssize_t n_rows, Py_ssize_t n):
     """Shape of the float64 scratch that gradients need: blocks, dgain and dbias, features."""
-    cdef Py_ssize_t size = block_rows(n)
-    return (n_rows + size - 1) // size, 2, (n + 63) // 64 * 64
+    return n_blocks(n_rows, n), 2, padded(n)
 
 
-def layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias, partial, int n_threads):
-    """Gradients of layer_norm_forward; gain and dgain may be None."""
-    cdef Py_ssize_t n_rows = dim(x, 0)
-    cdef Py_ssize_t n = dim(x, 1)
-    cdef Py_ssize_t padded = dim(partial, 2)
+cdef int backward(object dy, object x, object gain, object mean, object rstd, object dx,
+                  object dgain, object dbias, Py_ssize_t n_rows, Py_ssize_t n,
+                  int n_threads) except -1:
+    cdef Py_ssize_t size = padded(n)
+    partial = new_vector(2 * size * n_blocks(n_rows, n), cnp.NPY_FLOAT64)
     cdef void *dy_data = address(dy)
     cdef void *x_data = address(x)
     cdef void *gain_data = address(gain)
@@ -324,11 +339,37 @@ def layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias, partial, int 
         if single:
             backward_rows[vf32](<vf32 *>dy_data, <vf32 *>x_data, <vf32 *>gain_data, mean_data,
                                 rstd_data, <vf32 *>dx_data, <vf32 *>dgain_data,
-                                <vf32 *>dbias_data, partial_data, n_rows, n, padded, n_threads)
+                                <vf32 *>dbias_data, partial_data, n_rows, n, size, n_threads)
         else:
             backward_rows[vf64](<vf64 *>dy_data, <vf64 *>x_data, <vf64 *>gain_data, mean_data,
                                 rstd_data, <vf64 *>dx_data, <vf64 *>dgain_data,
-                                <vf64 *>dbias_data, partial_data, n_rows, n, padded, n_threads)
+                                <vf64 *>dbias_data, partial_data, n_rows, n, size, n_threads)
+    return 0
+
+
+def layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias, int n_threads):
+    """Gradients of layer_norm_forward for x (rows, n); gain and dgain may be None."""
+    backward(dy, x, gain, mean, rstd, dx, dgain, dbias, dim(x, 0), dim(x, 1), n_threads)
+
+
+def layer_norm_backward_plain(dy, x, mean, rstd, gain, threads_for):
+    """(dx, dgain, dbias) over the last axis; None unless every argument is plain.
+
+    threads_for(elements) tells how many threads to use.
+    """
+    if not (is_input(x) and is_like(dy, x) and is_row_statistic(mean, x)
+            and is_row_statistic(rstd, x)):
+        return None
+    cdef int number = cnp.PyArray_TYPE(x)
+    cdef Py_ssize_t n = dim(x, cnp.PyArray_NDIM(x) - 1)
+    cdef Py_ssize_t n_rows = cnp.PyArray_SIZE(x) // n
+    if not is_parameter(gain, x, n):
+        return None
+    dx = aligned_like(x)
+    dgain = None if gain is None else new_vector(n, number)
+    dbias = new_vector(n, number)
+    backward(dy, x, gain, mean, rstd, dx, dgain, dbias, n_rows, n, threads_for(n_rows * n))
+    return dx, dgain, dbias
 
 
 # ---- one row, for a loop of others ---------------------------------------------------------------

@@ -99,11 +99,7 @@ def _normalize_channels(
         and writable_directly(out, values, gain, bias, *statistics)
     )
     y = out.reshape(view.shape) if direct and out is not None else aligned_like(values)
-    factors = np.empty((3, view.n_channels), x.dtype)
-    doubles = np.empty(view.n_channels + 1, np.intp)
-    _kernels.batch_norm.batch_norm_forward(
-        values, *statistics, gain, bias, factors, doubles, y, threads_for(x.size)
-    )
+    _kernels.batch_norm.batch_norm_forward(values, *statistics, gain, bias, y, threads_for(x.size))
     return out if direct and out is not None else view.restore(y, x, out)
 
 
@@ -117,12 +113,9 @@ def _rstd(var: Array, eps: float) -> Array:
 
 def _statistics(sample: Array, eps: float) -> tuple[Array, Array, Array, Array]:
     """mean, what it lacks for being a double, var and rstd of each channel of (outer, C, inner)."""
-    mean, rest, var, rstd = (np.empty(sample.shape[1]) for _ in range(4))
-    scratch = np.empty(_kernels.batch_moments.scratch_shape(*sample.shape))
-    _kernels.batch_moments.batch_moments(
-        sample, scratch, mean, rest, var, rstd, eps, threads_for(sample.size)
-    )
-    return mean, rest, var, rstd
+    outer, channels, inner = sample.shape
+    n_threads = threads_for(sample.size)
+    return _kernels.batch_moments.batch_moments(sample, outer, channels, inner, eps, n_threads)
 
 
 def batch_norm(
@@ -181,6 +174,11 @@ def batch_norm(
     >>> normlib.batch_norm(np.array([[1.0, 5.0]]), mean=[0.0, 4.0], var=[1.0, 4.0], eps=0)
     array([[1. , 0.5]])
     """
+    plain = _kernels.batch_norm.batch_norm_plain(
+        x, mean, var, gain, bias, channel_axis, eps, out, threads_for
+    )
+    if plain is not None:
+        return plain
     eps = check_eps(eps)
     x = as_float(x, "x")
     view = _Channels.of(x, channel_axis)
@@ -253,6 +251,13 @@ def batch_norm_forward(
     >>> mean, var
     (array([2., 5.]), array([1., 0.]))
     """
+    if mask is None:
+        moments = _kernels.batch_moments.batch_moments
+        plain = _kernels.batch_norm.batch_norm_forward_plain(
+            x, gain, bias, channel_axis, eps, out, moments, threads_for
+        )
+        if plain is not None:
+            return plain
     eps = check_eps(eps)
     x = as_float(x, "x")
     view = _Channels.of(x, channel_axis, last=mask is not None)
@@ -325,6 +330,13 @@ def batch_norm_backward(
     >>> dx.ravel(), dbias
     (array([0., 0.]), array([2.]))
     """
+    if mask is None:
+        reciprocal_std = _kernels.batch_norm.reciprocal_std
+        plain = _kernels.batch_norm_backward.batch_norm_backward_plain(
+            dy, x, mean, var, gain, channel_axis, eps, reciprocal_std, threads_for
+        )
+        if plain is not None:
+            return plain
     eps = check_eps(eps)
     x = as_float(x, "x")
     view = _Channels.of(x, channel_axis, last=mask is not None)
@@ -347,14 +359,11 @@ def batch_norm_backward(
         same_mean, rest, _, _ = _statistics(sample, eps)
         rest[same_mean != mean] = 0
     dx = aligned_like(values)
-    factors = np.empty((7, view.n_channels), x.dtype)
-    doubles = np.empty(view.n_channels + 1, np.intp)
-    scratch = np.empty(_kernels.batch_moments.scratch_shape(*values.shape))
 
     def run(values: Array) -> None:
         _kernels.batch_norm_backward.batch_norm_backward(
-            dvalues, values, mean, rest, rstd, gain, counted, n, factors, doubles, scratch,
-            dx, dgain, dbias, threads_for(x.size),
+            dvalues, values, mean, rest, rstd, gain, counted, n, dx, dgain, dbias,
+            threads_for(x.size),
         )  # fmt: skip
 
     run(values)

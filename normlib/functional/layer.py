@@ -161,7 +161,7 @@ def layer_norm(
     array([[-1.225,  0.   ,  1.225]])
     """
     if axis is _LAST:
-        y = _kernels.layer_norm.layer_norm_plain(x, gain, bias, eps, out, threads_for)
+        y = _kernels.layer_norm.layer_norm_plain(x, gain, bias, eps, out, False, threads_for)
         if y is not None:
             return y
     return _layer_norm(x, gain, bias, axis, eps, out, statistics=False)[0]
@@ -194,6 +194,10 @@ def layer_norm_forward(
     >>> mean, rstd
     (array([2.]), array([1.22474487]))
     """
+    if axis is _LAST:
+        plain = _kernels.layer_norm.layer_norm_plain(x, gain, bias, eps, out, True, threads_for)
+        if plain is not None:
+            return plain
     results = _layer_norm(x, gain, bias, axis, eps, out, statistics=True)
     return cast(tuple[Array, Array, Array], results)
 
@@ -249,6 +253,12 @@ def layer_norm_backward(
     >>> dx, dbias
     (array([[0., 0., 0.]]), array([1., 1., 1.]))
     """
+    if axis is _LAST:
+        plain = _kernels.layer_norm_backward.layer_norm_backward_plain(
+            dy, x, mean, rstd, gain, threads_for
+        )
+        if plain is not None:
+            return plain
     x = as_float(x, "x")
     view = _Rows.of(x, axis)
     dy = required_like(dy, "dy", x.shape, x.dtype, "x")
@@ -261,8 +271,7 @@ def layer_norm_backward(
         return np.empty(x.shape, x.dtype), dgain, dbias
     rows = view.flatten(x)
     dx = aligned_like(rows)
-    partial = np.empty(_kernels.layer_norm_backward.scratch_shape(*rows.shape))
     _kernels.layer_norm_backward.layer_norm_backward(
-        view.flatten(dy), rows, gain, mean, rstd, dx, dgain, dbias, partial, threads_for(x.size)
+        view.flatten(dy), rows, gain, mean, rstd, dx, dgain, dbias, threads_for(x.size)
     )
     return view.restore(dx), dgain, dbias
