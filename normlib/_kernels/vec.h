@@ -242,13 +242,39 @@ VEC_FN vf64 vf64_fma(vf64 a, vf64 b, vf64 c) { return a * b + c; }
 
 /* ---- selection: a < b ? yes : no, lane by lane (a NaN compares false); |v| ---------------------------- */
 
-#if VEC_BYTES
-#define VEC_DEFINE_SELECT(V, I, SIGN)                                                 \
+#if VEC_BYTES == 64
+VEC_FN vf32 vf32_select_lt(vf32 a, vf32 b, vf32 yes, vf32 no)
+{
+    __mmask16 m = _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ);
+    return (vf32)_mm512_mask_blend_ps(m, (__m512)no, (__m512)yes);
+}
+VEC_FN vf64 vf64_select_lt(vf64 a, vf64 b, vf64 yes, vf64 no)
+{
+    __mmask8 m = _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ);
+    return (vf64)_mm512_mask_blend_pd(m, (__m512d)no, (__m512d)yes);
+}
+#elif VEC_BYTES == 32
+VEC_FN vf32 vf32_select_lt(vf32 a, vf32 b, vf32 yes, vf32 no)
+{
+    return (vf32)_mm256_blendv_ps((__m256)no, (__m256)yes, (__m256)(a < b));
+}
+VEC_FN vf64 vf64_select_lt(vf64 a, vf64 b, vf64 yes, vf64 no)
+{
+    return (vf64)_mm256_blendv_pd((__m256d)no, (__m256d)yes, (__m256d)(a < b));
+}
+#elif VEC_BYTES
+#define VEC_DEFINE_SELECT_LT(V, I)                                                    \
     VEC_FN V V##_select_lt(V a, V b, V yes, V no)                                     \
     {                                                                                 \
         I m = (I)(a < b);                                                             \
         return (V)(((I)yes & m) | ((I)no & ~m));                                      \
-    }                                                                                 \
+    }
+VEC_DEFINE_SELECT_LT(vf32, vi32)
+VEC_DEFINE_SELECT_LT(vf64, vi64)
+#endif
+
+#if VEC_BYTES
+#define VEC_DEFINE_SELECT(V, I, SIGN)                                                 \
     VEC_FN V V##_abs(V v) { return (V)((I)v & (SIGN - (I){0})); }           \
     VEC_FN V V##_copysign(V magnitude, V sign)                                        \
     {                                                                                 \
@@ -284,27 +310,71 @@ VEC_FN vf64 vf64_sqrt(vf64 v)
 #endif
 }
 
-/* ---- powers of two. v = n + VF.._ROUND holds the integer n, rounded to nearest, in its low bits; ------ *
- * ---- the result is 2**n for n in the range of normal numbers.                                     ------ */
+/* ---- the larger and the smaller of two; the second where either is NaN ---------------------------------- */
+
+#if VEC_BYTES == 64
+VEC_FN vf32 vf32_max(vf32 a, vf32 b) { return (vf32)_mm512_max_ps((__m512)a, (__m512)b); }
+VEC_FN vf64 vf64_max(vf64 a, vf64 b) { return (vf64)_mm512_max_pd((__m512d)a, (__m512d)b); }
+VEC_FN vf32 vf32_min(vf32 a, vf32 b) { return (vf32)_mm512_min_ps((__m512)a, (__m512)b); }
+VEC_FN vf64 vf64_min(vf64 a, vf64 b) { return (vf64)_mm512_min_pd((__m512d)a, (__m512d)b); }
+#elif VEC_BYTES == 32
+VEC_FN vf32 vf32_max(vf32 a, vf32 b) { return (vf32)_mm256_max_ps((__m256)a, (__m256)b); }
+VEC_FN vf64 vf64_max(vf64 a, vf64 b) { return (vf64)_mm256_max_pd((__m256d)a, (__m256d)b); }
+VEC_FN vf32 vf32_min(vf32 a, vf32 b) { return (vf32)_mm256_min_ps((__m256)a, (__m256)b); }
+VEC_FN vf64 vf64_min(vf64 a, vf64 b) { return (vf64)_mm256_min_pd((__m256d)a, (__m256d)b); }
+#else
+VEC_FN vf32 vf32_max(vf32 a, vf32 b) { return vf32_select_lt(b, a, a, b); }
+VEC_FN vf64 vf64_max(vf64 a, vf64 b) { return vf64_select_lt(b, a, a, b); }
+VEC_FN vf32 vf32_min(vf32 a, vf32 b) { return vf32_select_lt(a, b, a, b); }
+VEC_FN vf64 vf64_min(vf64 a, vf64 b) { return vf64_select_lt(a, b, a, b); }
+#endif
+
+/* ---- powers of two of whole numbers n: pow2(n) where 2**n is normal; scale(v, n) = v * 2**n for    ------ *
+ * ---- any n up to twice that, rounded once. v + VF.._ROUND holds the integer nearest to v in its    ------ *
+ * ---- low bits.                                                                                    ------ */
 
 #define VF32_ROUND 12582912.0f            /* 1.5 * 2**23 */
 #define VF64_ROUND 6755399441055744.0     /* 1.5 * 2**52 */
 
-#if VEC_BYTES
-VEC_FN vf32 vf32_pow2(vf32 v) { return (vf32)(((vi32)v + 127) << 23); }
-VEC_FN vf64 vf64_pow2(vf64 v) { return (vf64)(((vi64)v + 1023) << 52); }
-#else
-VEC_FN vf32 vf32_pow2(vf32 v)
+#if VEC_BYTES == 64
+VEC_FN vf32 vf32_pow2(vf32 n)
 {
-    uint32_t b = ((uint32_t)vec_bits32(v) + 127u) << 23;
-    memcpy(&v, &b, 4);
-    return v;
+    return (vf32)_mm512_scalef_ps(_mm512_set1_ps(1), (__m512)n);
 }
-VEC_FN vf64 vf64_pow2(vf64 v)
+VEC_FN vf64 vf64_pow2(vf64 n)
 {
-    uint64_t b = ((uint64_t)vec_bits64(v) + 1023u) << 52;
-    memcpy(&v, &b, 8);
-    return v;
+    return (vf64)_mm512_scalef_pd(_mm512_set1_pd(1), (__m512d)n);
+}
+VEC_FN vf32 vf32_scale(vf32 v, vf32 n) { return (vf32)_mm512_scalef_ps((__m512)v, (__m512)n); }
+VEC_FN vf64 vf64_scale(vf64 v, vf64 n) { return (vf64)_mm512_scalef_pd((__m512d)v, (__m512d)n); }
+#else
+#if VEC_BYTES
+VEC_FN vf32 vf32_pow2(vf32 n) { return (vf32)(((vi32)(n + VF32_ROUND) + 127) << 23); }
+VEC_FN vf64 vf64_pow2(vf64 n) { return (vf64)(((vi64)(n + VF64_ROUND) + 1023) << 52); }
+#else
+VEC_FN vf32 vf32_pow2(vf32 n)
+{
+    uint32_t b = ((uint32_t)vec_bits32(n + VF32_ROUND) + 127u) << 23;
+    memcpy(&n, &b, 4);
+    return n;
+}
+VEC_FN vf64 vf64_pow2(vf64 n)
+{
+    uint64_t b = ((uint64_t)vec_bits64(n + VF64_ROUND) + 1023u) << 52;
+    memcpy(&n, &b, 8);
+    return n;
+}
+#endif
+/* 2**n may be beyond the normal numbers where the result is not: two factors. */
+VEC_FN vf32 vf32_scale(vf32 v, vf32 n)
+{
+    vf32 half = (n * 0.5f + VF32_ROUND) - VF32_ROUND;
+    return v * vf32_pow2(half) * vf32_pow2(n - half);
+}
+VEC_FN vf64 vf64_scale(vf64 v, vf64 n)
+{
+    vf64 half = (n * 0.5 + VF64_ROUND) - VF64_ROUND;
+    return v * vf64_pow2(half) * vf64_pow2(n - half);
 }
 #endif
 

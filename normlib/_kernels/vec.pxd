@@ -45,8 +45,14 @@ cdef extern from "vec.h" nogil:
     vf64 vf64_abs(vf64) noexcept
     vf32 vf32_copysign(vf32, vf32) noexcept
     vf64 vf64_copysign(vf64, vf64) noexcept
+    vf32 vf32_max(vf32, vf32) noexcept
+    vf64 vf64_max(vf64, vf64) noexcept
+    vf32 vf32_min(vf32, vf32) noexcept
+    vf64 vf64_min(vf64, vf64) noexcept
     vf32 vf32_pow2(vf32) noexcept
     vf64 vf64_pow2(vf64) noexcept
+    vf32 vf32_scale(vf32, vf32) noexcept
+    vf64 vf64_scale(vf64, vf64) noexcept
     void vf32_fold(const vf32 *, vf64 *) noexcept
     void vf64_fold(const vf64 *, vf64 *) noexcept
     double vf32_sum_wide(vf64 *) noexcept
@@ -192,12 +198,36 @@ cdef inline vreal vcopysign(vreal magnitude, vreal sign) noexcept nogil:
         return vf64_copysign(magnitude, sign)
 
 
-cdef inline vreal vpow2(vreal v) noexcept nogil:
-    """2**n where v = n + VF.._ROUND."""
+cdef inline vreal vmax(vreal a, vreal b) noexcept nogil:
+    """The larger of a and b; b where either is NaN."""
     if vreal is vf32:
-        return vf32_pow2(v)
+        return vf32_max(a, b)
     else:
-        return vf64_pow2(v)
+        return vf64_max(a, b)
+
+
+cdef inline vreal vmin(vreal a, vreal b) noexcept nogil:
+    """The smaller of a and b; b where either is NaN."""
+    if vreal is vf32:
+        return vf32_min(a, b)
+    else:
+        return vf64_min(a, b)
+
+
+cdef inline vreal vpow2(vreal n) noexcept nogil:
+    """2**n for whole n, where that is a normal number."""
+    if vreal is vf32:
+        return vf32_pow2(n)
+    else:
+        return vf64_pow2(n)
+
+
+cdef inline vreal vscale(vreal v, vreal n) noexcept nogil:
+    """v * 2**n for whole n, rounded once, whether or not 2**n is a normal number."""
+    if vreal is vf32:
+        return vf32_scale(v, n)
+    else:
+        return vf64_scale(v, n)
 
 
 cdef inline void vfold(const vreal *acc, vf64 *wide) noexcept nogil:

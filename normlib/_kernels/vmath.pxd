@@ -7,7 +7,8 @@ expm1(r), whose error at that r is below half an ulp. tanh and sigmoid follow fr
 that does not cancel. The same operations run in the same order at every CPU level.
 """
 from normlib._kernels.vec cimport (
-    VF32_ROUND, VF64_ROUND, vabs, vcopysign, vf32, vf64, vfma, vpow2, vreal, vselect_lt, vset,
+    VF32_ROUND, VF64_ROUND, vabs, vcopysign, vf32, vf64, vfma, vmax, vmin, vpow2, vreal, vscale,
+    vselect_lt, vset,
 )
 
 
@@ -55,38 +56,38 @@ cdef inline vreal expm1_reduced(vreal r) noexcept nogil:
     return vfma(r * r, q, r)
 
 
+cdef inline vreal exp_in_range(vreal x) noexcept nogil:
+    """exp(x) where x is NaN or in the range in which exp does more than saturate."""
+    cdef vreal n
+    cdef vreal p = expm1_reduced(reduce_exp(x, &n)) + vconst(1, x)
+    return vscale(p, n)
+
+
 cdef inline vreal vexp(vreal x) noexcept nogil:
     """exp(x), subnormal results too."""
-    cdef vreal low, high, n, half, p
     if vreal is vf32:
-        low = vconst(-104, x)
-        high = vconst(89, x)
+        return exp_in_range(vmin(vconst(89, x), vmax(vconst(-104, x), x)))
     else:
-        low = vconst(-746, x)
-        high = vconst(710, x)
-    x = vselect_lt(x, low, low, x)
-    x = vselect_lt(high, x, high, x)
-    p = expm1_reduced(reduce_exp(x, &n)) + vconst(1, x)
-    # 2**n may be beyond the normal numbers where the result is not: two factors.
-    half = vfma(n, vconst(0.5, x), rounder(x))
-    return p * vpow2(half) * vpow2(n - (half - rounder(x)) + rounder(x))
+        return exp_in_range(vmin(vconst(710, x), vmax(vconst(-746, x), x)))
 
 
 cdef inline vreal vtanh(vreal x) noexcept nogil:
     """tanh(x) = t / (t + 2), t = expm1(2 |x|) = 2**n expm1(r) + (2**n - 1)."""
-    cdef vreal saturated = vconst(20, x)
-    cdef vreal y = vabs(x)
+    cdef vreal y = vmin(vconst(20, x), vabs(x))
     cdef vreal n, s, t
-    y = vselect_lt(saturated, y, saturated, y)
     t = expm1_reduced(reduce_exp(y + y, &n))
-    s = vpow2(n + rounder(x))
+    s = vpow2(n)
     t = vfma(t, s, s - vconst(1, x))
     return vcopysign(t / (t + vconst(2, x)), x)
 
 
 cdef inline vreal vsigmoid(vreal x) noexcept nogil:
     """1 / (1 + exp(-x)), from e = exp(-|x|): 1 / (1 + e), or e / (1 + e) for x < 0."""
-    cdef vreal zero = vconst(0, x)
     cdef vreal one = vconst(1, x)
-    cdef vreal e = vexp(zero - vabs(x))
-    return vselect_lt(x, zero, e, one) / (one + e)
+    cdef vreal y = vcopysign(x, vconst(-1, x))
+    cdef vreal e
+    if vreal is vf32:
+        e = exp_in_range(vmax(vconst(-104, x), y))
+    else:
+        e = exp_in_range(vmax(vconst(-746, x), y))
+    return vselect_lt(x, vconst(0, x), e, one) / (one + e)
