@@ -399,12 +399,12 @@ cdef class Plan:
                  Py_ssize_t block, bint columns, int n_threads):
         """Run steps stop to first, backwards.
 
-        Of each step: what ``forward`` was given, d_output (total, H), and d_inputs and d_products
-        (total, GH), which may be one array where every
-        site is the identity. Of one step: the state's
-        gradients dh and dc (N, H); d_state (N, H) for the GRU; d_gates (N, 2H) and d_reset_h (N, H)
-        for the classical one. gradients is float64 (blocks, all parameters); places tells where in
-        a row the bias's start, and then, for each site, those of each parameter, -1 for none.
+        Of every step: what ``forward`` was given, and d_output (total, H). Of these steps: d_inputs
+        and d_products (rows, GH), which may be one array where every site is the identity. Of one:
+        the state's gradients dh and dc (N, H); d_state (N, H) for the GRU; d_gates (N, 2H) and
+        d_reset_h (N, H) for the classical one. gradients is float64 (blocks, all parameters);
+        places tells where in a row the bias's start, and then, for each site, those of each
+        parameter, -1 for none.
         """
         cdef Run run
         cdef int k, p
@@ -425,6 +425,8 @@ cdef class Plan:
         set_slab(&run.d_output, d_output, EVERY_STEP)
         set_slab(&run.d_inputs, d_inputs, EVERY_STEP)
         set_slab(&run.d_products, d_products, EVERY_STEP)
+        run.d_inputs.data -= run.starts[first] * run.d_inputs.row_bytes
+        run.d_products.data -= run.starts[first] * run.d_products.row_bytes
         set_slab(&run.d_gates, d_gates, ONE_STEP)
         set_slab(&run.d_state, d_state, ONE_STEP)
         set_slab(&run.d_reset_h, d_reset_h, ONE_STEP)

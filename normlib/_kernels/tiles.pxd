@@ -47,6 +47,11 @@ cdef inline void pack_panel(
 ) noexcept nogil:
     cdef Py_ssize_t width = panel_columns(b)
     cdef Py_ssize_t k, j
+    if n_columns == width and stride_n == 1:
+        for k in range(K):
+            for j in range(PANEL):
+                at_out(packed, k * width + j * lanes(b))[0] = at(b, k * stride_k + j * lanes(b))[0]
+        return
     for k in range(K):
         for j in range(width):
             vput(packed, k * width + j,
@@ -63,15 +68,17 @@ cdef inline void pack_all(const vreal *b, vreal *packed, Py_ssize_t K, Py_ssize_
 
 
 cdef inline void multiply_tile(
-    const vreal *a,         # IN  (n_rows, K), rows stride_a apart
+    const vreal *a,         # IN  (n_rows, K), rows stride_a apart, elements of a row stride_k
     const vreal *panel,     # IN  (K, panel)
     vreal *out,             # OUT (n_rows, n_columns), rows stride_out apart
     Py_ssize_t stride_a,
+    Py_ssize_t stride_k,
     Py_ssize_t stride_out,
     Py_ssize_t K,
     Py_ssize_t n_columns,
     int n_rows,             # a constant where this is inlined, at most TILE
     int n_vecs,             # a constant: vectors that n_columns need, at most PANEL
+    bint add,               # a constant: to what is in out
 ) noexcept nogil:
     cdef vreal acc[TILE * PANEL]
     cdef vreal line[PANEL]
@@ -86,9 +93,14 @@ cdef inline void multiply_tile(
         for p in range(n_vecs):
             line[p] = at(panel, (k * PANEL + p) * width)[0]
         for r in range(n_rows):
-            factor = vset(vget(a, r * stride_a + k), a)
+            factor = vset(vget(a, r * stride_a + k * stride_k), a)
             for p in range(n_vecs):
                 acc[r * PANEL + p] = vfma(factor, line[p], acc[r * PANEL + p])
+    if add:
+        for r in range(n_rows):
+            for p in range(n_vecs):
+                acc[r * PANEL + p] = acc[r * PANEL + p] + vload_first(
+                    at(out, r * stride_out + p * width), n_columns - p * width)
     for r in range(n_rows):
         for p in range(n_vecs):
             vstore_first(at_out(out, r * stride_out + p * width), acc[r * PANEL + p],
@@ -108,26 +120,26 @@ cdef inline void multiply_panel(
     cdef Py_ssize_t r = 0
     while r + TILE <= n_rows:
         if n_columns > (PANEL - 1) * lanes(a):
-            multiply_tile(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a,
-                          stride_out, K, n_columns, TILE, PANEL)
+            multiply_tile(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a, 1,
+                          stride_out, K, n_columns, TILE, PANEL, False)
         elif n_columns > lanes(a):      # a PANEL of 3 alone has this case
-            multiply_tile(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a,
-                          stride_out, K, n_columns, TILE, 2)
+            multiply_tile(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a, 1,
+                          stride_out, K, n_columns, TILE, 2, False)
         else:
-            multiply_tile(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a,
-                          stride_out, K, n_columns, TILE, 1)
+            multiply_tile(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a, 1,
+                          stride_out, K, n_columns, TILE, 1, False)
         r += TILE
     if r + 4 <= n_rows:
-        multiply_tile(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a,
-                      stride_out, K, n_columns, 4, PANEL)
+        multiply_tile(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a, 1,
+                      stride_out, K, n_columns, 4, PANEL, False)
         r += 4
     if r + 2 <= n_rows:
-        multiply_tile(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a,
-                      stride_out, K, n_columns, 2, PANEL)
+        multiply_tile(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a, 1,
+                      stride_out, K, n_columns, 2, PANEL, False)
         r += 2
     if r < n_rows:
-        multiply_tile(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a,
-                      stride_out, K, n_columns, 1, PANEL)
+        multiply_tile(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a, 1,
+                      stride_out, K, n_columns, 1, PANEL, False)
 
 
 cdef inline void multiply_panels(

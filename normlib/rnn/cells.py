@@ -169,7 +169,7 @@ class Cell(abc.ABC):
         """Return the gradients of ``bias_ih`` and ``bias_hh`` from that of the merged bias."""
         return d_bias, d_bias.copy()
 
-    def hidden_inputs(self, h: Array, saved: Mapping[str, Array]) -> tuple[Array, ...]:
+    def hidden_inputs(self, h: Array, gates: Array | None) -> tuple[Array, ...]:
         """Return what each block of ``weight_hh`` was multiplied by, given the states before."""
         return (h,) * len(self.blocks)
 
@@ -373,9 +373,10 @@ class ClassicGRU(GRU):
     merge_biases = Cell.merge_biases
     split_bias_gradient = Cell.split_bias_gradient
 
-    def hidden_inputs(self, h: Array, saved: Mapping[str, Array]) -> tuple[Array, ...]:
+    def hidden_inputs(self, h: Array, gates: Array | None) -> tuple[Array, ...]:
         """Return h, and h after the reset."""
-        return h, saved["gates"][:, : self.hidden_size] * h
+        assert gates is not None
+        return h, gates[:, : self.hidden_size] * h
 
     def forward_step(self, step: ForwardStep) -> None:
         (h,) = step.state

@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from normlib._kernels import product as kernels
-from normlib.arrays import as_dtype
 from normlib.normalizers.base import Normalizer
 from normlib.normalizers.rows import RowFunctions
 from normlib.rnn import fused
 from normlib.rnn.cells import BackwardStep, Cell, ForwardStep
+from normlib.rnn.gradients import WeightGradients
 from normlib.rnn.sequence import Schedule
 from normlib.rnn.sites import Backward, Inference, Training, freeze
 from normlib.threads import threads_for
@@ -196,13 +196,8 @@ class Direction:
             The gradients of the weights, biases and the normalizers' parameters, by name.
         """
         if isinstance(cache, fused.Cache):
-            dx, dstate, d_bias, d_inputs, d_products, grads = self._fused.backward(
-                d_rows, dstate, cache
-            )
-            weights = self._weight_gradients(
-                cache, d_bias, self.cell.cut_columns(d_inputs), self.cell.cut_columns(d_products)
-            )
-            return dx, dstate, weights | grads
+            dx, dstate, d_bias, weights, grads = self._fused.backward(d_rows, dstate, cache)
+            return dx, dstate, weights.named(self.suffix, d_bias) | grads
         return self._step_backward(d_rows, dstate, cache)
 
     def _step_backward(
@@ -245,32 +240,16 @@ class Direction:
         except Exception as error:
             error.add_note(f"in backward, at time step {step} of {self}")
             raise
-        grads = self._weight_gradients(cache, d_bias, d_inputs, d_hidden) | denormalize.grads()
+        weights = WeightGradients(cell, weight_ih, weight_hh)
+        states = schedule.before(saved["h"], cache.initial[0], 0, len(schedule.counts))
+        n_threads = threads_for(schedule.total * weight_ih.size // PRODUCTS_PER_ELEMENT)
+        weights.add(cache.rows, states, saved.get("gates"), d_inputs, d_hidden, n_threads)
+        grads = weights.named(self.suffix, d_bias) | denormalize.grads()
         back = _Product(cell.cut(weight_ih))
         dx = back(d_inputs[0], 0)
         for block in range(1, len(d_inputs)):
             dx += back(d_inputs[block], block)
         return dx, dstate, grads
-
-    def _weight_gradients(
-        self,
-        cache: AnyCache,
-        d_bias: npt.NDArray[np.float64],
-        d_inputs: Sequence[Array],
-        d_hidden: Sequence[Array],
-    ) -> dict[str, Array]:
-        """Return the gradients of weights and biases from those of each block's products."""
-        h_before = cache.schedule.before(cache.saved["h"], cache.initial[0])
-        hidden_inputs = self.cell.hidden_inputs(h_before, cache.saved)
-        d_bias_ih, d_bias_hh = self.cell.split_bias_gradient(as_dtype(d_bias, self.dtype))
-        return {
-            f"weight_ih{self.suffix}": np.concatenate([d.T @ cache.rows for d in d_inputs]),
-            f"weight_hh{self.suffix}": np.concatenate(
-                [d.T @ h for d, h in zip(d_hidden, hidden_inputs, strict=True)]
-            ),
-            f"bias_ih{self.suffix}": d_bias_ih,
-            f"bias_hh{self.suffix}": d_bias_hh,
-        }
 
     def __str__(self) -> str:
         return f"layer {self.suffix.removeprefix('_l').replace('_', ', ')}"

@@ -11,6 +11,7 @@ A call does a bounded part of the sequence, so that Python can look at signals i
 ends a long run after the part it is in.
 """
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -18,12 +19,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from normlib._kernels import buffers
 from normlib._kernels import product as product_kernels
 from normlib._kernels import recurrent as kernels
 from normlib.arrays import as_dtype
 from normlib.normalizers.base import ROW_METHODS, Normalizer
 from normlib.normalizers.rows import RowFunctions
 from normlib.rnn.cells import GRU, LSTM, Cell, ClassicGRU, Vanilla
+from normlib.rnn.gradients import WeightGradients
 from normlib.rnn.sequence import Schedule
 from normlib.threads import get_num_threads
 
@@ -39,6 +42,8 @@ SHARED_PRODUCTS = 1 << 22
 SHARED_STEP_PRODUCTS = 1 << 17
 # Fewer rows a thread than these are bound by reading the weights: threads share the weights then.
 FEW_ROWS = 4
+# Rows of all steps of one call backward: enough for products of their gradients, few for the cache.
+BACKWARD_ROWS = 1024
 # Elements of a thread's scratch, as a multiple of H.
 SCRATCH = 14
 
@@ -156,19 +161,21 @@ class Fused:
         """Run over time for training. The cache keeps ``rows`` and ``state``."""
         total, gates = schedule.total, self.cell.gates
         plain = all(rows_of.forward is None for rows_of in functions.values())
-        inputs = self._empty(total, gates)
-        c = self._empty(total, 1) if self.lstm else None
-        saved: dict[str, Any] = {
-            "h": self._empty(total, 1),
-            "c": c,
-            "inputs": inputs,
-            # Without normalizers nobody asks for the products again.
-            "products": self._empty(len(state[0]) if plain else total, gates),
-            "gates": None if self.vanilla else inputs if plain else self._empty(total, gates),
-            "extra": self._empty(total, 1)
-            if not self.classic and not (self.vanilla and plain)
-            else None,
-        }
+        sizes = {"h": 1, "inputs": gates}
+        if self.lstm:
+            sizes["c"] = 1
+        if not plain:
+            sizes["products"] = gates
+            if not self.vanilla:
+                sizes["gates"] = gates
+        if not self.classic and not (self.vanilla and plain):
+            sizes["extra"] = 1
+        saved: dict[str, Any] = dict.fromkeys(("c", "gates", "extra"))
+        saved |= self._allocate(total, sizes)
+        if plain:
+            # Nobody asks for the products again, and gates may take the place of theirs.
+            saved["products"] = self._empty(len(state[0]), gates)
+            saved["gates"] = None if self.vanilla else saved["inputs"]
         caches = {
             name: np.empty((total, rows_of.cache_size)) if rows_of.cache_size else None
             for name, rows_of in functions.items()
@@ -190,7 +197,7 @@ class Fused:
 
     def backward(
         self, d_rows: Array, dstate: State, cache: Cache
-    ) -> tuple[Array, State, npt.NDArray[np.float64], Array, Array, dict[str, Array]]:
+    ) -> tuple[Array, State, npt.NDArray[np.float64], WeightGradients, dict[str, Array]]:
         """Propagate back through time; ``dstate`` is overwritten.
 
         Returns
@@ -199,8 +206,7 @@ class Fused:
             As of `Direction.backward`.
         d_bias : array of float64
             The gradient of the merged bias.
-        d_inputs, d_products : (total, GH) arrays
-            The gradients of the products with x and with h; for the classical GRU, n's with r h.
+        weights : WeightGradients
         grads : dict of str to array
             The gradients of the normalizers' parameters, by name.
         """
@@ -208,14 +214,12 @@ class Fused:
         size, n_rows = cell.hidden_size, len(dstate[0])
         functions = row_functions(cache.normalizers, training=True)
         assert not isinstance(functions, str)
-        plain = all(rows_of.forward is None for rows_of in functions.values())
-        d_inputs = self._empty(schedule.total, cell.gates)
-        shared = self.vanilla or (plain and self.lstm)
-        d_products = d_inputs if shared else self._empty(schedule.total, cell.gates)
         d_state = np.zeros((n_rows, size), self.dtype) if self.gru else None
+        d_gates = self._empty(n_rows, 2) if self.classic else None
+        d_reset_h = self._empty(n_rows, 1) if self.classic else None
         block = max(4, -(-n_rows // 16))
-        places, n_gradients = _places(len(cache.bias), functions)
-        gradients = np.zeros((max(1, -(-n_rows // block)), n_gradients))
+        places, n_sums = _places(len(cache.bias), functions)
+        sums = np.zeros((max(1, -(-n_rows // block)), n_sums))
         sites = tuple(
             rows_of.site(
                 cache.normalizers[name].features, cache.normalizers[name].eps, cache.caches[name]
@@ -225,22 +229,43 @@ class Fused:
         zero = np.zeros(1, self.dtype)
         weight_ih, weight_hh = cache.weights
         plan = kernels.Plan(self.kind, weight_ih, weight_hh, zero, zero, cache.bias, True)
+        packed_ih = product_kernels.pack(weight_ih)
         columns, n_threads = self._threads(schedule, n_rows)
         scratch = self._empty(n_threads, SCRATCH)
         starts, counts = schedule.starts_array, schedule.counts_array
-        for first, stop in reversed(list(self._parts(schedule, n_rows))):
+        weights = WeightGradients(cell, weight_ih, weight_hh)
+        dx = np.empty((schedule.total, self.input_size), self.dtype)
+        parts = list(self._parts(schedule, n_rows, BACKWARD_ROWS))
+        most = max((schedule.rows(*part) for part in parts), default=0)
+        # Without normalizers the products with x and with h have the same gradient.
+        shared = self.vanilla or (
+            self.lstm and all(rows_of.forward is None for rows_of in functions.values())
+        )
+        d_inputs = self._empty(most, cell.gates)
+        d_products = d_inputs if shared else self._empty(most, cell.gates)
+        for first, stop in reversed(parts):
             plan.backward(
                 starts, counts, first, stop, cache.initial[0],
-                cache.initial[1] if len(cache.initial) > 1 else None,
+                cache.initial[1] if self.lstm else None,
                 sites, saved["inputs"], saved["products"], saved["gates"], saved["h"], saved["c"],
-                saved["extra"], dstate[0], dstate[1] if len(dstate) > 1 else None, d_rows,
-                d_inputs, d_products, self._empty(n_rows, 2) if self.classic else None, d_state,
-                self._empty(n_rows, 1) if self.classic else None, gradients, places, scratch, block,
+                saved["extra"], dstate[0], dstate[1] if self.lstm else None, d_rows,
+                d_inputs, d_products, d_gates, d_state, d_reset_h, sums, places, scratch, block,
                 columns, n_threads,
             )  # fmt: skip
+            n = schedule.rows(first, stop)
+            here = slice(schedule.starts[first], schedule.starts[first] + n)
+            product_kernels.product(d_inputs[:n], packed_ih, dx[here], n_threads)
+            weights.add(
+                cache.rows[here],
+                schedule.before(saved["h"], cache.initial[0], first, stop),
+                saved["gates"][here] if self.classic else None,
+                cell.cut_columns(d_inputs[:n]),
+                cell.cut_columns(d_products[:n]),
+                n_threads,
+            )
         if d_state is not None:
             dstate[0][...] += d_state
-        totals = gradients.sum(axis=0)
+        totals = sums.sum(axis=0)
         grads = {}
         for site_places, (name, rows_of) in zip(places[1:], functions.items(), strict=True):
             for place, key in zip(site_places, rows_of.names, strict=True):
@@ -248,9 +273,7 @@ class Fused:
                     parameter = cache.normalizers[name].parameters[key]
                     total = totals[place : place + parameter.size].reshape(parameter.shape)
                     grads[f"{name}.{key}"] = as_dtype(total, parameter.dtype)
-        dx = np.empty((schedule.total, self.input_size), self.dtype)
-        product_kernels.product(d_inputs, product_kernels.pack(weight_ih), dx, n_threads)
-        return dx, dstate, totals[: len(cache.bias)], d_inputs, d_products, grads
+        return dx, dstate, totals[: len(cache.bias)], weights, grads
 
     def _forward(
         self,
@@ -286,6 +309,17 @@ class Fused:
             plan = self._plan = kernels.Plan(self.kind, *weights, bias, False)
         return plan
 
+    def _allocate(self, rows: int, sizes: Mapping[str, int]) -> dict[str, Array]:
+        """Arrays (rows, size · H) by name, in one block, whose memory may have been used before."""
+        widths = {name: size * self.cell.hidden_size for name, size in sizes.items()}
+        lengths = [-(-rows * width // 16) * 16 for width in widths.values()]
+        ends = np.cumsum(lengths)
+        block = buffers.aligned_like(np.empty(ends[-1], self.dtype))
+        return {
+            name: block[end - length :][: rows * width].reshape(rows, width)
+            for (name, width), length, end in zip(widths.items(), lengths, ends, strict=True)
+        }
+
     def _empty(self, rows: int, gates: int) -> Array:
         return np.empty((rows, gates * self.cell.hidden_size), self.dtype)
 
@@ -294,10 +328,13 @@ class Fused:
         gates = self.cell.gates * self.cell.hidden_size
         return n_rows * gates * (self.input_size + self.cell.hidden_size)
 
-    def _parts(self, schedule: Schedule, n_rows: int) -> Iterator[tuple[int, int]]:
-        """Yield first and last + 1 of the time steps of each call."""
+    def _parts(
+        self, schedule: Schedule, n_rows: int, most_rows: int = sys.maxsize
+    ) -> Iterator[tuple[int, int]]:
+        """Yield first and last + 1 of the time steps of each call, of about most_rows at most."""
         n_steps = len(schedule.counts_array)
-        length = max(1, CALL_PRODUCTS // max(1, self._step_products(n_rows)))
+        length = CALL_PRODUCTS // max(1, self._step_products(n_rows))
+        length = max(1, min(length, most_rows // max(1, n_rows)))
         for first in range(0, n_steps, length):
             yield first, min(first + length, n_steps)
 

@@ -5,11 +5,12 @@ import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from normlib._kernels.buffers import aligned_like
 from normlib.errors import (
     DTypeError,
     DuplicateNormalizerError,
@@ -41,6 +42,14 @@ from normlib.rnn.sites import check_factory, create_normalizer
 __all__ = ["RNN"]
 
 Array: TypeAlias = npt.NDArray[Any]
+
+
+class Path(NamedTuple):
+    """Which loop over time an RNN runs: "fused" or "stepwise", and why not the first."""
+
+    inference: str
+    training: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,8 @@ class RNN:
         All parameters as live arrays, under PyTorch's names (``weight_ih_l0``,
         ``bias_hh_l1_reverse``) and those of the sites (``norm_ih_l0.gain``). To assign one is to
         copy values into it. Equality compares names and values.
+    path : Path
+        Which loop over time runs.
     normalizers : dict of str to Normalizer
         By site: ``norm_ih_l0``, ``norm_hh_l0``; LSTM ``norm_c_l0``; vanilla ``norm_a_l0`` alone;
         GRU also ``norm_in_l0``, ``norm_hn_l0``; with suffix ``_reverse`` for the reverse direction.
@@ -136,10 +147,11 @@ class RNN:
     order of processing.
 
     *Reproducible.* With a normalizer that works per sample, an output row has the same bits in
-    every batch, with any number of threads, and by `step`. The gradients of ``weight_ih`` and
-    ``weight_hh`` are products by NumPy's BLAS: they have the same bits for any number of normlib's
-    threads, but may differ between CPUs and builds of BLAS. Outputs, dx and all other gradients are
-    the same on every CPU with FMA.
+    every batch, with any number of threads, and by `step`. Gradients have the same bits with any
+    number of threads. All are the same on every CPU with FMA.
+
+    *Fused.* Where every normalizer has compiled row functions (`Normalizer.row_functions`), all
+    time steps run in one loop without Python, with the same bits; `path` tells whether.
 
     *Threads.* Inference only reads, so one instance may infer in many threads at once, as long as
     its normalizers may. ``forward`` may update running statistics, and is for one thread at a time.
@@ -234,6 +246,25 @@ class RNN:
     def output_size(self) -> int:
         """Features of y: directions · H."""
         return self._architecture.output_size
+
+    @property
+    def path(self) -> Path:
+        """Which loop over time runs, and why: fused, or step by step.
+
+        Examples
+        --------
+        >>> import normlib
+        >>> normlib.RNN(3, 4, norm="layer").path
+        Path(inference='fused', training='fused', reason='')
+        >>> normlib.RNN(3, 4, norm="batch").path.training
+        'stepwise'
+        """
+        reasons = [
+            next(filter(None, (one.path(training=training) for one in self._directions)), "")
+            for training in (False, True)
+        ]
+        inference, training = ("stepwise" if reason else "fused" for reason in reasons)
+        return Path(inference, training, reasons[0] or reasons[1])
 
     def __repr__(self) -> str:
         config = self.get_config()
@@ -424,7 +455,12 @@ class RNN:
         caches: list[direction.AnyCache] = []
         place = 0
         for layer in self._layers:
-            y = np.empty((n_steps, n_batch, self.output_size), self.dtype)
+            # Only the last layer's output of training is anybody else's than the cache's.
+            own = training and layer is self._layers[-1]
+            y = None
+            if self.bidirectional or own:
+                shape = (n_steps, n_batch, self.output_size)
+                y = aligned_like(np.empty(shape, self.dtype))
             for index, (one, schedule) in enumerate(zip(layer, schedules, strict=True)):
                 rows = schedule.gather(x)
                 state = tuple(schedule.sort(array[place]) for array in initial)
@@ -433,11 +469,15 @@ class RNN:
                     caches.append(cache)
                 else:
                     h, state = one.infer(rows, state, schedule, first_step)
-                self._part(y, index)[...] = schedule.scatter(h)
+                if y is None:
+                    x = schedule.scatter(h)
+                else:
+                    self._part(y, index)[...] = schedule.scatter(h)
                 for array, sorted_rows in zip(final, state, strict=True):
                     schedule.unsort(sorted_rows, array[place])
                 place += 1
-            x = y
+            if y is not None:
+                x = y
         return x, final, caches
 
     def _part(self, y: Array, index: int) -> Array:

@@ -9,6 +9,7 @@ A reverse direction is the same, with each row's own last time step first. Norma
 valid rows only, contiguous, with no mask.
 """
 
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -95,6 +96,10 @@ class Schedule:
         """Write ``state``, (N, H) in running order, to ``out`` in the order of the batch."""
         out[slice(None) if self._order is None else self._order] = state
 
+    def rows(self, first: int, stop: int) -> int:
+        """Return how many packed rows steps ``first`` to ``stop`` have."""
+        return self.starts[stop - 1] + self.counts[stop - 1] - self.starts[first]
+
     def last(self, rows: Array, initial: Array) -> Array:
         """Return, (N, H) in running order, each sequence's last row of packed ``rows``.
 
@@ -110,14 +115,25 @@ class Schedule:
                 break
         return last
 
-    def before(self, rows: Array, initial: Array) -> Array:
-        """Return, packed, the row that preceded each of ``rows`` in its sequence.
+    def before(
+        self, rows: Array, initial: Array, first: int, stop: int
+    ) -> Iterator[tuple[slice, Array]]:
+        """Yield, for the packed rows of steps ``first`` to ``stop``, what preceded them.
 
-        Before a first row comes the row of ``initial``, (N, H) in running order.
+        Each time it is a slice of these rows, and the rows that came before them in their
+        sequences, contiguous: of packed ``rows``, or of ``initial``, (N, H) in running order.
         """
-        if not self.counts:
-            return rows
-        blocks = [initial[: self.counts[0]]]
-        for start, count in zip(self.starts[:-1], self.counts[1:], strict=True):
-            blocks.append(rows[start : start + count])
-        return np.concatenate(blocks)
+        counts, starts = self.counts, self.starts
+        step = first
+        while step < stop:
+            place, count = starts[step] - starts[first], counts[step]
+            if step == 0:
+                end, previous = 1, initial[:count]
+            else:
+                end = step + 1
+                # Where no sequence ends in between, many steps are one piece.
+                while end < stop and count == counts[step - 1] == counts[end]:
+                    end += 1
+                previous = rows[starts[step - 1] :][: (end - step) * count]
+            yield slice(place, place + (end - step) * count), previous
+            step = end
