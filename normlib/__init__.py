@@ -8,10 +8,13 @@ from normlib.functional import (
     layer_norm,
     layer_norm_backward,
     layer_norm_forward,
+    rms_norm,
+    rms_norm_backward,
+    rms_norm_forward,
 )
 from normlib.info import __version__, show_config
 from normlib.moments import Moments, moments
-from normlib.normalizers import BatchNorm, LayerNorm, NoOp, Normalizer
+from normlib.normalizers import BatchNorm, LayerNorm, NoOp, Normalizer, RMSNorm
 from normlib.registry import available, create, register
 from normlib.rnn import RNN
 from normlib.threads import get_num_threads, set_num_threads
@@ -23,6 +26,7 @@ __all__ = [
     "Moments",
     "NoOp",
     "Normalizer",
+    "RMSNorm",
     "__version__",
     "available",
     "batch_norm",
@@ -36,6 +40,9 @@ __all__ = [
     "layer_norm_forward",
     "moments",
     "register",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_forward",
     "set_num_threads",
     "show_config",
 ]

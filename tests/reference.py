@@ -43,6 +43,23 @@ def layer_norm_backward(dy, x, gain=None, axis=(-1,), eps=1e-5):
     return rstd * (d - mean_d - xhat * mean_dx), dy * xhat, dy
 
 
+def rms_norm(x, gain=None, axis=(-1,), eps=1e-5):
+    """y and rstd; gain must broadcast against x."""
+    x = wide(x)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rstd = 1 / np.sqrt((x**2).mean(axis, keepdims=True) + wide(eps))
+        y = x * rstd
+    return y if gain is None else y * wide(gain), rstd
+
+
+def rms_norm_backward(dy, x, gain=None, axis=(-1,), eps=1e-5):
+    """dx, and the summands of dgain, in x's shape."""
+    dy = wide(dy)
+    xhat, rstd = rms_norm(x, axis=axis, eps=eps)
+    d = dy if gain is None else dy * wide(gain)
+    return rstd * (d - xhat * (d * xhat).mean(axis, keepdims=True)), dy * xhat
+
+
 def batch_axes(x, channel_axis):
     channel_axis %= np.ndim(x)
     return tuple(a for a in range(np.ndim(x)) if a != channel_axis)

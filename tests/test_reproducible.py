@@ -29,6 +29,8 @@ def results(x, dy, gain):
     arrays = []
     y, mean, rstd = normlib.layer_norm_forward(x, gain)
     arrays += [y, mean, rstd, *normlib.layer_norm_backward(dy, x, mean, rstd, gain)]
+    y, rstd = normlib.rms_norm_forward(x, gain)
+    arrays += [y, rstd, *normlib.rms_norm_backward(dy, x, rstd, gain)]
     arrays += normlib.moments(x)
     if len(x) > 1:
         y, mean, var = normlib.batch_norm_forward(x, gain)
@@ -65,6 +67,7 @@ def test_a_row_is_the_same_in_any_batch(cpu_level, n_threads, dtype, rng):
     for features in (7, 33, 64, 100, 768, 5000):
         x = rng.standard_normal((33, features)).astype(dtype)
         whole, mean, rstd = normlib.layer_norm_forward(x)
+        whole_rms, rms_rstd = normlib.rms_norm_forward(x)
         for n in (1, 2, 5, 8, 17):
             for first in (0, 3, 33 - n):
                 rows = slice(first, first + n)
@@ -72,16 +75,21 @@ def test_a_row_is_the_same_in_any_batch(cpu_level, n_threads, dtype, rng):
                 np.testing.assert_array_equal(y, whole[rows])
                 np.testing.assert_array_equal(mean_n, mean[rows])
                 np.testing.assert_array_equal(rstd_n, rstd[rows])
+                y, rstd_n = normlib.rms_norm_forward(x[rows])
+                np.testing.assert_array_equal(y, whole_rms[rows])
+                np.testing.assert_array_equal(rstd_n, rms_rstd[rows])
 
 
 def test_results_do_not_depend_on_alignment(rng):
     buffer = np.empty(10 * 100 + 16, np.float32)
     x = rng.standard_normal((10, 100)).astype(np.float32)
     expected = normlib.layer_norm(x)
+    expected_rms = normlib.rms_norm(x)
     for offset in range(16):
         view = buffer[offset : offset + 1000].reshape(10, 100)
         view[...] = x
         np.testing.assert_array_equal(normlib.layer_norm(view), expected)
+        np.testing.assert_array_equal(normlib.rms_norm(view), expected_rms)
         np.testing.assert_array_equal(normlib.layer_norm(view, out=view), expected)
 
 
@@ -95,6 +103,11 @@ def test_outputs_that_leave_the_cache_have_the_same_bits(cpu_level, rng):
     np.testing.assert_array_equal(y[some], normlib.layer_norm(x[some], gain))
     dx, _, _ = normlib.layer_norm_backward(dy, x, mean, rstd, gain)
     few, _, _ = normlib.layer_norm_backward(dy[some], x[some], mean[some], rstd[some], gain)
+    np.testing.assert_array_equal(dx[some], few)
+    y, rstd = normlib.rms_norm_forward(x, gain)
+    np.testing.assert_array_equal(y[some], normlib.rms_norm(x[some], gain))
+    dx, _ = normlib.rms_norm_backward(dy, x, rstd, gain)
+    few, _ = normlib.rms_norm_backward(dy[some], x[some], rstd[some], gain)
     np.testing.assert_array_equal(dx[some], few)
 
     shifted = np.empty(x.size + 1, np.float32)[1:].reshape(x.shape)

@@ -74,7 +74,7 @@ def test_a_sound_normalizer_passes_every_check(factory):
 @pytest.mark.parametrize("features", [1, 2, 5, 33])
 def test_any_number_of_features_will_do(features):
     # One feature is not normalized by its row but erased: y is the bias, and dx is 0.
-    for name in ("layer", "batch", "noop"):
+    for name in ("layer", "batch", "noop", "rms"):
         assert check_normalizer(name, features=features) == list(CHECKS)
 
 

@@ -21,6 +21,8 @@ KERNELS = (
     "moments",
     "product",
     "recurrent",
+    "rms_norm",
+    "rms_norm_backward",
 )
 
 _HOW_TO_BUILD = (
@@ -101,6 +103,8 @@ if TYPE_CHECKING:
         moments,
         product,
         recurrent,
+        rms_norm,
+        rms_norm_backward,
     )
 else:
     batch_moments = load("batch_moments", level)
@@ -112,3 +116,5 @@ else:
     moments = load("moments", level)
     product = load("product", level)
     recurrent = load("recurrent", level)
+    rms_norm = load("rms_norm", level)
+    rms_norm_backward = load("rms_norm_backward", level)

@@ -6,6 +6,7 @@ gradients have x's type.
 
 from normlib.functional.batch import batch_norm, batch_norm_backward, batch_norm_forward
 from normlib.functional.layer import layer_norm, layer_norm_backward, layer_norm_forward
+from normlib.functional.rms import rms_norm, rms_norm_backward, rms_norm_forward
 
 __all__ = [
     "batch_norm",
@@ -14,4 +15,7 @@ __all__ = [
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_forward",
 ]

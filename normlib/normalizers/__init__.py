@@ -4,5 +4,6 @@ from normlib.normalizers.base import Normalizer
 from normlib.normalizers.batch import BatchNorm
 from normlib.normalizers.layer import LayerNorm
 from normlib.normalizers.noop import NoOp
+from normlib.normalizers.rms import RMSNorm
 
-__all__ = ["BatchNorm", "LayerNorm", "NoOp", "Normalizer"]
+__all__ = ["BatchNorm", "LayerNorm", "NoOp", "Normalizer", "RMSNorm"]

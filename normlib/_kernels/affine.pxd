@@ -1,0 +1,85 @@
+"""The output of a normalization of rows, ((x - mean) * scale + offset) * gain + bias.
+
+What a kernel does not have, it leaves out by constants: the mean and the offset (centered), the
+gain, the bias.
+"""
+from normlib._kernels.vec cimport (
+    at, at_out, lanes, to_boundary, vfma, vload, vload_first, vreal, vset, vstore, vstore_first,
+)
+
+
+cdef inline vreal affine(vreal v, const vreal *gain, const vreal *bias, Py_ssize_t n,
+                         bint has_gain, bint has_bias) noexcept nogil:
+    """v * gain + bias, from the first n elements of each."""
+    cdef bint full = n == lanes(gain)
+    if has_gain and has_bias:
+        return vfma(v, vload(gain, n, full), vload(bias, n, full))
+    if has_gain:
+        return v * vload(gain, n, full)
+    if has_bias:
+        return v + vload(bias, n, full)
+    return v
+
+
+cdef inline vreal scaled(vreal v, vreal mean, vreal scale, vreal offset,
+                         bint centered) noexcept nogil:
+    if centered:
+        return vfma(v - mean, scale, offset)
+    return v * scale
+
+
+cdef inline void affine_part(
+    const vreal *x,         # IN
+    const vreal *gain,      # IN
+    const vreal *bias,      # IN
+    vreal *y,               # OUT, may be x
+    Py_ssize_t n,           # at most one vector
+    vreal mean,
+    vreal scale,
+    vreal offset,
+    bint centered,
+    bint has_gain,
+    bint has_bias,
+) noexcept nogil:
+    cdef vreal v = scaled(vload_first(x, n), mean, scale, offset, centered)
+    vstore_first(y, affine(v, gain, bias, n, has_gain, has_bias), n)
+
+
+cdef inline void affine_row(
+    const vreal *x,         # IN
+    const vreal *gain,      # IN
+    const vreal *bias,      # IN
+    vreal *y,               # OUT, may be x
+    Py_ssize_t n,
+    double mean,
+    double scale,
+    double offset,
+    bint centered,
+    bint has_gain,
+    bint has_bias,
+    bint stream,            # y's rows start cache lines; past the cache with them
+) noexcept nogil:
+    cdef vreal m = vset(mean, x)
+    cdef vreal s = vset(scale, x)
+    cdef vreal t = vset(offset, x)
+    cdef vreal v
+    cdef int k
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t j
+    if n >= 4 * width:
+        # Stores that stay in a cache line from here on.
+        i = to_boundary(y)
+        if i > 0:
+            affine_part(x, gain, bias, y, i, m, s, t, centered, has_gain, has_bias)
+    while i + 4 * width <= n:
+        for k in range(4):
+            j = i + k * width
+            v = scaled(at(x, j)[0], m, s, t, centered)
+            vstore(at_out(y, j), affine(v, at(gain, j), at(bias, j), width, has_gain, has_bias),
+                   stream)
+        i += 4 * width
+    while i < n:
+        affine_part(at(x, i), at(gain, i), at(bias, i), at_out(y, i), min(width, n - i), m, s, t,
+                    centered, has_gain, has_bias)
+        i += width

@@ -1,0 +1,323 @@
+"""Root-mean-square normalization of rows.
+
+Arrays come in checked: C-contiguous, of one dtype (float32 or float64), statistics in float64, at
+least one row and one feature.
+
+Design
+------
+y = x * rstd * gain, with rstd = 1 / sqrt(mean(x**2) + eps). As in layer_norm.pyx a thread takes a
+group of rows at a time, all their sums of squares first and then their output. A float32 row's sum
+for y is taken in float32, folded to double every FOLD blocks, and again in double if it is extreme
+or the statistics are asked for; squares of floats neither overflow nor underflow there. float64
+rows whose squares do are done again, scaled by a power of two.
+"""
+cimport numpy as cnp
+from cython.parallel cimport prange
+from libc.math cimport fabs, frexp, isfinite, ldexp, sqrt
+
+from normlib._kernels.affine cimport affine_row
+from normlib._kernels.arrays cimport address, dim, is_single
+from normlib._kernels.buffers cimport aligned_like
+from normlib._kernels.plain cimport apart, is_eps, is_input, is_output, is_parameter
+from normlib._kernels.rows cimport FOLD, GROUP, QUICK, needs_scaling, vector_range
+from normlib._kernels.vec cimport (
+    MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, STREAM_FLOATS, at, at_out, block_vecs,
+    lanes, to_boundary, vec_fence, vf32, vf64, vf64_set, vfma, vfold, vget, vload_first,
+    vload_wide, vput, vreal, vset, vstore, vsum_wide, vwiden, wide_vecs,
+)
+
+cnp.import_array()
+
+cdef enum:
+    GROUP_FLOATS = 3072  # elements in a group of rows, as for layer norm
+
+
+cdef struct Scaled:
+    int exponent         # of the scale: x * 2**-exponent has squares of a usual size
+    double rstd          # of the scaled row
+
+
+cdef inline void squares_folded(
+    const vreal *x,         # IN  (n,)
+    vf64 *out,              # OUT (MAX_WIDE_VECS,)
+    Py_ssize_t n,
+) noexcept nogil:
+    """The sum of squares in the row's type, folded to lanes of double."""
+    cdef vreal acc[MAX_BLOCK_VECS]
+    cdef vf64 wide[MAX_WIDE_VECS]
+    cdef vreal v
+    cdef int k
+    cdef int n_vecs = block_vecs(x)
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t stop
+    cdef const vreal *p
+    for k in range(MAX_WIDE_VECS):
+        wide[k] = vf64_set(0)
+    while i < n:
+        for k in range(n_vecs):
+            acc[k] = vset(0, x)
+        stop = min(i + FOLD * n_vecs * width, n)
+        while i + n_vecs * width <= stop:
+            p = at(x, i)
+            for k in range(n_vecs):
+                acc[k] = vfma(p[k], p[k], acc[k])
+            i += n_vecs * width
+        if i < stop:
+            p = at(x, i)
+            for k in range(n_vecs):
+                v = vload_first(p + k, stop - i - k * width)
+                acc[k] = vfma(v, v, acc[k])
+            i = stop
+        vfold(acc, wide)
+    for k in range(MAX_WIDE_VECS):
+        out[k] = wide[k]
+
+
+cdef inline double squares_wide(const vreal *x, Py_ssize_t n) noexcept nogil:
+    """The sum of squares in double."""
+    cdef vf64 acc[MAX_WIDE_VECS]
+    cdef vf64 parts[MAX_PARTS]
+    cdef int k, p, n_parts, slot
+    cdef int n_vecs = block_vecs(x)
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    for k in range(MAX_WIDE_VECS):
+        acc[k] = vf64_set(0)
+    while i + n_vecs * width <= n:
+        for k in range(n_vecs):
+            n_parts = vload_wide(at(x, i + k * width), parts)
+            for p in range(n_parts):
+                slot = (k * n_parts + p) % wide_vecs(x)
+                acc[slot] = vfma(parts[p], parts[p], acc[slot])
+        i += n_vecs * width
+    if i < n:
+        for k in range(n_vecs):
+            n_parts = vwiden(vload_first(at(x, i + k * width), n - i - k * width), parts)
+            for p in range(n_parts):
+                slot = (k * n_parts + p) % wide_vecs(x)
+                acc[slot] = vfma(parts[p], parts[p], acc[slot])
+    return vsum_wide(x, acc)
+
+
+cdef inline void mean_squares(
+    const vreal *x,         # IN  (n_rows, n)
+    double *out,            # OUT (n_rows,)
+    Py_ssize_t n_rows,      # at most GROUP
+    Py_ssize_t n,
+) noexcept nogil:
+    """In the row's type: of float32 rows good enough for y, unless extreme."""
+    cdef vf64 wide[GROUP * MAX_WIDE_VECS]
+    cdef Py_ssize_t r
+    for r in range(n_rows):
+        squares_folded(at(x, r * n), wide + r * MAX_WIDE_VECS, n)
+    for r in range(n_rows):
+        out[r] = vsum_wide(x, wide + r * MAX_WIDE_VECS) / n
+
+
+cdef void scale_row(const vreal *x, Py_ssize_t n, double eps, Scaled *out) noexcept nogil:
+    """rstd in double and free of overflow."""
+    cdef double largest = 0
+    cdef double total = 0
+    cdef double part, v
+    cdef Py_ssize_t i, j
+    for i in range(n):
+        v = fabs(vget(x, i))
+        if v > largest:
+            largest = v
+    out.exponent = 0
+    if largest > 0 and isfinite(largest):
+        frexp(largest, &out.exponent)
+        # eps is scaled too, and must stay finite.
+        if eps > 0 and out.exponent < -400:
+            out.exponent = -400
+    i = 0
+    while i < n:
+        part = 0
+        for j in range(i, min(i + 256, n)):
+            v = ldexp(vget(x, j), -out.exponent)
+            part += v * v
+        total += part
+        i += 256
+    out.rstd = 1 / sqrt(total / n + ldexp(eps, -2 * out.exponent))
+
+
+cdef void normalize_scaled(
+    const vreal *x,         # IN
+    const vreal *gain,      # IN  or NULL
+    vreal *y,               # OUT, may be x
+    Py_ssize_t n,
+    const Scaled *scaled,
+) noexcept nogil:
+    cdef double v
+    cdef Py_ssize_t i
+    for i in range(n):
+        v = ldexp(vget(x, i), -scaled.exponent) * scaled.rstd
+        if gain != NULL:
+            v = v * vget(gain, i)
+        vput(y, i, v)
+
+
+cdef inline void normalize_pair(
+    const vreal *x,         # IN  (2, n)
+    const vreal *gain,      # IN
+    vreal *y,               # OUT (2, n), may be x
+    Py_ssize_t n,
+    const double *scale,    # IN  (2,)
+    bint stream,
+) noexcept nogil:
+    """Two rows, for which the gain is loaded once; n is a multiple of four vectors."""
+    cdef vreal s0 = vset(scale[0], x)
+    cdef vreal s1 = vset(scale[1], x)
+    cdef vreal g
+    cdef int k
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t j
+    while i < n:
+        for k in range(2):
+            j = i + k * width
+            g = at(gain, j)[0]
+            vstore(at_out(y, j), at(x, j)[0] * s0 * g, stream)
+            vstore(at_out(y, n + j), at(x, n + j)[0] * s1 * g, stream)
+        i += 2 * width
+
+
+cdef inline void normalize_rows(
+    const vreal *x,         # IN  (n_rows, n)
+    const vreal *gain,      # IN  (n,) or NULL
+    vreal *y,               # OUT (n_rows, n), may be x
+    Py_ssize_t n_rows,
+    Py_ssize_t n,
+    const double *scale,    # IN  (n_rows,)
+    const bint *skip,       # IN  (n_rows,)
+    bint stream,            # a constant; y's rows start cache lines: past the cache with them
+) noexcept nogil:
+    cdef Py_ssize_t r = 0
+    cdef bint pairs = gain != NULL and n % (4 * lanes(x)) == 0 and to_boundary(y) == 0
+    while r < n_rows:
+        if pairs and r + 1 < n_rows and not skip[r] and not skip[r + 1]:
+            normalize_pair(at(x, r * n), gain, at_out(y, r * n), n, scale + r, stream)
+            r += 2
+            continue
+        if not skip[r] and gain != NULL:
+            affine_row(at(x, r * n), gain, NULL, at_out(y, r * n), n, 0, scale[r], 0, False, True,
+                       False, stream)
+        elif not skip[r]:
+            affine_row(at(x, r * n), NULL, NULL, at_out(y, r * n), n, 0, scale[r], 0, False, False,
+                       False, stream)
+        r += 1
+
+
+cdef void forward_group(
+    const vreal *x,         # IN  (n_rows, n)
+    const vreal *gain,      # IN  (n,) or NULL
+    vreal *y,               # OUT (n_rows, n), may be x
+    double *rstd,           # OUT (n_rows,) or NULL
+    Py_ssize_t n_rows,      # at most GROUP
+    Py_ssize_t n,
+    double eps,
+    bint stream,
+) noexcept nogil:
+    cdef Scaled scaled
+    cdef double mean_square[GROUP]
+    cdef double scale[GROUP]
+    cdef bint done[GROUP]
+    cdef double exact
+    cdef Py_ssize_t r
+    cdef bint single = vreal is vf32
+    cdef bint quick = not single or n >= QUICK
+    if quick:
+        mean_squares(x, mean_square, n_rows, n)
+    for r in range(n_rows):
+        if single and not (quick and 1e-30 < mean_square[r] < 1e30):
+            mean_square[r] = squares_wide(at(x, r * n), n) / n
+    for r in range(n_rows):
+        scale[r] = 1 / sqrt(mean_square[r] + eps)
+        done[r] = False
+    for r in range(n_rows):
+        if rstd != NULL:
+            exact = squares_wide(at(x, r * n), n) / n if single else mean_square[r]
+            rstd[r] = 1 / sqrt(exact + eps)
+        if needs_scaling(x, mean_square[r], eps) or not vector_range(x, scale[r]):
+            scale_row(at(x, r * n), n, eps, &scaled)
+            normalize_scaled(at(x, r * n), gain, at_out(y, r * n), n, &scaled)
+            if rstd != NULL:
+                rstd[r] = ldexp(scaled.rstd, -scaled.exponent)
+            done[r] = True
+    if stream:
+        normalize_rows(x, gain, y, n_rows, n, scale, done, True)
+    else:
+        normalize_rows(x, gain, y, n_rows, n, scale, done, False)
+
+
+cdef void forward_part(const vreal *x, const vreal *gain, vreal *y, double *rstd,
+                       Py_ssize_t n_rows, Py_ssize_t n, double eps, int part,
+                       int n_parts) noexcept nogil:
+    """The groups of one of n_parts equal parts."""
+    # So few rows that they stay in L1 from their sums to their output.
+    cdef Py_ssize_t group = max(1, min(GROUP, GROUP_FLOATS // n))
+    cdef Py_ssize_t n_groups = (n_rows + group - 1) // group
+    cdef Py_ssize_t first = n_groups * part // n_parts * group
+    cdef Py_ssize_t stop = min(n_groups * (part + 1) // n_parts * group, n_rows)
+    cdef bint stream = (n_rows * n >= STREAM_FLOATS and n % (4 * lanes(x)) == 0
+                        and to_boundary(y) == 0)
+    while first < stop:
+        forward_group(at(x, first * n), gain, at_out(y, first * n),
+                      NULL if rstd == NULL else rstd + first, min(group, stop - first), n, eps,
+                      stream)
+        first += group
+    if stream:
+        vec_fence()
+
+
+cdef void forward_rows(const vreal *x, const vreal *gain, vreal *y, double *rstd,
+                       Py_ssize_t n_rows, Py_ssize_t n, double eps, int n_threads) noexcept nogil:
+    cdef int part
+    if n_threads == 1:
+        forward_part(x, gain, y, rstd, n_rows, n, eps, 0, 1)
+        return
+    for part in prange(n_threads, schedule="static", num_threads=n_threads):
+        forward_part(x, gain, y, rstd, n_rows, n, eps, part, n_threads)
+
+
+cdef int run(object x, object gain, object y, object rstd, Py_ssize_t n_rows, Py_ssize_t n,
+             double eps, int n_threads) except -1:
+    cdef void *x_data = address(x)
+    cdef void *gain_data = address(gain)
+    cdef void *y_data = address(y)
+    cdef double *rstd_data = <double *>address(rstd)
+    cdef bint single = is_single(x)
+    with nogil:
+        if single:
+            forward_rows[vf32](<vf32 *>x_data, <vf32 *>gain_data, <vf32 *>y_data, rstd_data,
+                               n_rows, n, eps, n_threads)
+        else:
+            forward_rows[vf64](<vf64 *>x_data, <vf64 *>gain_data, <vf64 *>y_data, rstd_data,
+                               n_rows, n, eps, n_threads)
+    return 0
+
+
+def rms_norm_forward(x, gain, double eps, y, rstd, int n_threads):
+    """Normalize the rows of x (rows, n) into y; gain and rstd may be None."""
+    run(x, gain, y, rstd, dim(x, 0), dim(x, 1), eps, n_threads)
+
+
+def rms_norm_plain(x, gain, eps, out, bint statistics, threads_for):
+    """rms_norm over the last axis, or (y, rstd); None unless every argument is plain.
+
+    threads_for(elements) tells how many threads to use.
+    """
+    if not (is_input(x) and is_eps(eps)):
+        return None
+    cdef int n_axes = cnp.PyArray_NDIM(x)
+    cdef Py_ssize_t n = dim(x, n_axes - 1)
+    cdef Py_ssize_t n_rows = cnp.PyArray_SIZE(x) // n
+    if not (is_parameter(gain, x, n) and is_output(out, x) and apart(out, gain, None)):
+        return None
+    y = aligned_like(x) if out is None else out
+    rstd = None
+    if statistics:
+        rstd = cnp.PyArray_SimpleNew(n_axes - 1, cnp.PyArray_DIMS(x), cnp.NPY_FLOAT64)
+    run(x, gain, y, rstd, n_rows, n, eps, threads_for(n_rows * n))
+    return (y, rstd) if statistics else y

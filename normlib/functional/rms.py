@@ -1,0 +1,210 @@
+"""Root-mean-square normalization of arrays: check, view as rows of features, call a kernel."""
+
+from typing import cast
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from normlib import _kernels
+from normlib._kernels.buffers import aligned_like
+from normlib.arrays import (
+    DOUBLE,
+    Array,
+    Axis,
+    as_float,
+    as_like,
+    check_eps,
+    check_out,
+    required_like,
+    writable_directly,
+)
+from normlib.functional.layer import _LAST, _Rows
+from normlib.threads import threads_for
+
+__all__ = ["rms_norm", "rms_norm_backward", "rms_norm_forward"]
+
+
+def _rms_norm(
+    x: ArrayLike,
+    gain: ArrayLike | None,
+    axis: Axis,
+    eps: float,
+    out: Array | None,
+    statistics: bool,
+) -> tuple[Array, Array | None]:
+    eps = check_eps(eps)
+    x = as_float(x, "x")
+    view = _Rows.of(x, axis)
+    gain = as_like(gain, "gain", view.features, x.dtype, view.what)
+    check_out(out, x)
+    if x.size == 0:
+        y = np.empty(x.shape, x.dtype) if out is None else out
+        return y, np.full(view.kept, np.nan) if statistics else None
+    rows = view.flatten(x)
+    rstd = np.empty(len(rows)) if statistics else None
+    direct = view.trailing and out is not None and writable_directly(out, rows, gain)
+    y_rows = out.reshape(rows.shape) if direct and out is not None else aligned_like(rows)
+    _kernels.rms_norm.rms_norm_forward(rows, gain, eps, y_rows, rstd, threads_for(x.size))
+    y = out if direct and out is not None else view.restore(y_rows, out)
+    return y, None if rstd is None else rstd.reshape(view.kept)
+
+
+def rms_norm(
+    x: ArrayLike,
+    gain: ArrayLike | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> Array:
+    r"""RMS normalization: each case by the root mean square of its own features.
+
+    .. math:: y = \frac{x}{\sqrt{\frac{1}{F} \sum_i x_i^2 + \epsilon}} \odot g
+
+    Parameters
+    ----------
+    x : array of float32 or float64, any shape
+        Any memory layout and byte order; copied only if it is not C-contiguous.
+    gain : array, optional
+        With x's sizes at the normalized axes, in x's order; cast to x's type.
+    axis : int or tuple of int
+        The axes to normalize over, those of the features.
+    eps : float
+        Added to the mean square; finite and at least 0. With 0, a row of zeros becomes NaN.
+        PyTorch's default is the machine epsilon of x's type.
+    out : array, optional
+        Where to put the result: of x's shape and type, in either byte order. It may be `x` itself,
+        or overlap any input.
+
+    Returns
+    -------
+    y : array of x's shape and type
+        `out` if given. A row that holds NaN becomes NaN; in one that holds Inf, infinite elements
+        become NaN and the others 0, as the formula has it. No other row is touched.
+
+    Raises
+    ------
+    DTypeError
+        If an array is neither float32 nor float64.
+    ShapeError
+        If the shape of gain or out does not fit, or an axis does not exist.
+    ParameterError
+        If eps is negative or not finite, or out is read-only or has elements that share memory.
+
+    References
+    ----------
+    Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467, equation 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normlib
+    >>> normlib.rms_norm(np.array([[1.0, 7.0]]), eps=0)
+    array([[0.2, 1.4]])
+    """
+    if axis is _LAST:
+        y = _kernels.rms_norm.rms_norm_plain(x, gain, eps, out, False, threads_for)
+        if y is not None:
+            return y
+    return _rms_norm(x, gain, axis, eps, out, statistics=False)[0]
+
+
+def rms_norm_forward(
+    x: ArrayLike,
+    gain: ArrayLike | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> tuple[Array, Array]:
+    """`rms_norm`, and the statistic that `rms_norm_backward` needs.
+
+    Parameters and errors are those of `rms_norm`; so are the bits of `y`.
+
+    Returns
+    -------
+    y : array of x's shape and type
+    rstd : array of float64
+        1 / sqrt(mean square + eps), with the shape of the axes that are not normalized.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normlib
+    >>> y, rstd = normlib.rms_norm_forward(np.array([[1.0, 7.0]]), eps=0)
+    >>> rstd
+    array([0.2])
+    """
+    if axis is _LAST:
+        plain = _kernels.rms_norm.rms_norm_plain(x, gain, eps, out, True, threads_for)
+        if plain is not None:
+            return plain
+    y, rstd = _rms_norm(x, gain, axis, eps, out, statistics=True)
+    return y, cast(Array, rstd)
+
+
+def rms_norm_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    rstd: ArrayLike,
+    gain: ArrayLike | None = None,
+    *,
+    axis: Axis = -1,
+) -> tuple[Array, Array | None]:
+    r"""Gradients of a loss through `rms_norm`.
+
+    With :math:`r = 1 / \sqrt{\langle x^2 \rangle + \epsilon}`, :math:`\hat x = x r` and
+    :math:`d = dy \odot g`,
+
+    .. math:: dx = r (d - \hat x \langle d \odot \hat x \rangle), \quad
+        dg = \sum dy \odot \hat x
+
+    where the brackets are means over the features, and the sum runs over the cases.
+
+    Parameters
+    ----------
+    dy : array of x's shape
+        Gradient of the loss by `y`; cast to x's type.
+    x, gain : arrays
+        As they were given to `rms_norm_forward`.
+    rstd : array
+        As it returned it.
+    axis : int or tuple of int
+        As given to it.
+
+    Returns
+    -------
+    dx : array of x's shape and type
+    dgain : array of gain's shape and x's type, or None where gain was None
+
+    Raises
+    ------
+    DTypeError, ShapeError
+        If an array is of another type, or its shape does not fit x.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normlib
+    >>> x = np.array([[1.0, 7.0]])
+    >>> y, rstd = normlib.rms_norm_forward(x, eps=0)
+    >>> dx, dgain = normlib.rms_norm_backward(x, x, rstd, np.ones(2))
+    >>> dx.round(12) + 0, dgain
+    (array([[0., 0.]]), array([0.2, 9.8]))
+    """
+    x = as_float(x, "x")
+    view = _Rows.of(x, axis)
+    dy = required_like(dy, "dy", x.shape, x.dtype, "x")
+    rstd = required_like(rstd, "rstd", view.kept, DOUBLE, "the other axes of x")
+    gain = as_like(gain, "gain", view.features, x.dtype, view.what)
+    dgain = None if gain is None else np.zeros(view.features, x.dtype)
+    if x.size == 0:
+        return np.empty(x.shape, x.dtype), dgain
+    rows = view.flatten(x)
+    dx = aligned_like(rows)
+    kernel = _kernels.rms_norm_backward
+    partial = None if gain is None else np.empty(kernel.scratch_shape(*rows.shape))
+    kernel.rms_norm_backward(
+        view.flatten(dy), rows, gain, rstd, dx, dgain, partial, threads_for(x.size)
+    )
+    return view.restore(dx), dgain
