@@ -5,6 +5,12 @@ from normlib.functional import (
     batch_norm,
     batch_norm_backward,
     batch_norm_forward,
+    group_norm,
+    group_norm_backward,
+    group_norm_forward,
+    instance_norm,
+    instance_norm_backward,
+    instance_norm_forward,
     layer_norm,
     layer_norm_backward,
     layer_norm_forward,
@@ -14,7 +20,15 @@ from normlib.functional import (
 )
 from normlib.info import __version__, show_config
 from normlib.moments import Moments, moments
-from normlib.normalizers import BatchNorm, LayerNorm, NoOp, Normalizer, RMSNorm
+from normlib.normalizers import (
+    BatchNorm,
+    GroupNorm,
+    InstanceNorm,
+    LayerNorm,
+    NoOp,
+    Normalizer,
+    RMSNorm,
+)
 from normlib.registry import available, create, register
 from normlib.rnn import RNN
 from normlib.threads import get_num_threads, set_num_threads
@@ -22,6 +36,8 @@ from normlib.threads import get_num_threads, set_num_threads
 __all__ = [
     "RNN",
     "BatchNorm",
+    "GroupNorm",
+    "InstanceNorm",
     "LayerNorm",
     "Moments",
     "NoOp",
@@ -35,6 +51,12 @@ __all__ = [
     "create",
     "errors",
     "get_num_threads",
+    "group_norm",
+    "group_norm_backward",
+    "group_norm_forward",
+    "instance_norm",
+    "instance_norm_backward",
+    "instance_norm_forward",
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",

@@ -26,7 +26,15 @@ from normlib.errors import (
     PluginError,
     UnknownNormalizerError,
 )
-from normlib.normalizers import BatchNorm, LayerNorm, NoOp, Normalizer, RMSNorm
+from normlib.normalizers import (
+    BatchNorm,
+    GroupNorm,
+    InstanceNorm,
+    LayerNorm,
+    NoOp,
+    Normalizer,
+    RMSNorm,
+)
 from normlib.normalizers.arguments import check_arguments, did_you_mean
 
 __all__ = [
@@ -52,7 +60,10 @@ class _Entry(NamedTuple):
     chosen: bool  # registered with replace=True: entry points under that name do not count
 
 
-_entries = {cls.name: _Entry(cls, chosen=False) for cls in (LayerNorm, BatchNorm, NoOp, RMSNorm)}
+_entries = {
+    cls.name: _Entry(cls, chosen=False)
+    for cls in (LayerNorm, BatchNorm, NoOp, RMSNorm, GroupNorm, InstanceNorm)
+}
 # Never held while a plugin is imported: its import may register, in this thread or in another one
 # that waits for the same import.
 _lock = threading.Lock()

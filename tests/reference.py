@@ -60,6 +60,34 @@ def rms_norm_backward(dy, x, gain=None, axis=(-1,), eps=1e-5):
     return rstd * (d - xhat * (d * xhat).mean(axis, keepdims=True)), dy * xhat
 
 
+def group_norm(x, groups, gain=None, bias=None, channel_axis=1, eps=1e-5):
+    """y in x's shape; mean and rstd (N, groups)."""
+    first = np.moveaxis(np.asarray(x), channel_axis, 1)
+    rows = first.reshape(len(first), groups, -1)
+    xhat, mean, rstd = layer_norm(rows, eps=eps)
+    y = np.moveaxis(xhat.reshape(first.shape), 1, channel_axis)
+    if gain is not None:
+        y = y * along(gain, x, channel_axis)
+    if bias is not None:
+        y = y + along(bias, x, channel_axis)
+    return y, mean[..., 0], rstd[..., 0]
+
+
+def group_norm_backward(dy, x, groups, gain=None, channel_axis=1, eps=1e-5):
+    """dx, and the summands of dgain and of dbias, in x's shape."""
+    d = wide(dy) if gain is None else wide(dy) * along(gain, x, channel_axis)
+
+    def as_rows(a):
+        first = np.moveaxis(np.asarray(a), channel_axis, 1)
+        return first.reshape(len(first), groups, -1), first.shape
+
+    rows, shape = as_rows(x)
+    dx, _, _ = layer_norm_backward(as_rows(d)[0], rows, eps=eps)
+    xhat, _, _ = layer_norm(rows, eps=eps)
+    dx, xhat = (np.moveaxis(a.reshape(shape), 1, channel_axis) for a in (dx, xhat))
+    return dx, wide(dy) * xhat, wide(dy)
+
+
 def batch_axes(x, channel_axis):
     channel_axis %= np.ndim(x)
     return tuple(a for a in range(np.ndim(x)) if a != channel_axis)

@@ -17,6 +17,10 @@ FUNCTIONS = {
     "layer_norm_forward": lambda x, **kw: normlib.layer_norm_forward(x, **kw)[0],
     "rms_norm": lambda x, **kw: normlib.rms_norm(x, **kw),
     "rms_norm_forward": lambda x, **kw: normlib.rms_norm_forward(x, **kw)[0],
+    "group_norm": lambda x, **kw: normlib.group_norm(x, 2, channel_axis=-1, **kw),
+    "group_norm_forward": lambda x, **kw: normlib.group_norm_forward(x, 3, channel_axis=-1, **kw)[
+        0
+    ],
     "batch_norm": lambda x, **kw: normlib.batch_norm(x, MEAN, VAR, **kw),
     "batch_norm_forward": lambda x, **kw: normlib.batch_norm_forward(x, **kw)[0],
     "batch_norm_forward masked": lambda x, **kw: normlib.batch_norm_forward(

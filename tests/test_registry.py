@@ -44,7 +44,7 @@ def test_create_passes_the_configuration_on():
     assert (norm.features, norm.steps, norm.momentum) == (3, 2, None)
 
 
-@pytest.mark.parametrize("name", ["layer", "batch", "noop", "rms"])
+@pytest.mark.parametrize("name", ["layer", "batch", "noop", "rms", "instance"])
 def test_built_ins_know_their_name(name):
     norm = normlib.create(name, 3)
     assert norm.name == name

@@ -31,6 +31,11 @@ def results(x, dy, gain):
     arrays += [y, mean, rstd, *normlib.layer_norm_backward(dy, x, mean, rstd, gain)]
     y, rstd = normlib.rms_norm_forward(x, gain)
     arrays += [y, rstd, *normlib.rms_norm_backward(dy, x, rstd, gain)]
+    for shape, axis in [((len(x), -1), 1), ((len(x), 1, -1), 1), ((len(x), -1, 1), -2)]:
+        seen, dseen = x.reshape(shape), dy.reshape(shape)
+        y, mean, rstd = normlib.group_norm_forward(seen, 1, channel_axis=axis)
+        arrays += [y, mean, rstd]
+        arrays += normlib.group_norm_backward(dseen, seen, 1, mean, rstd, channel_axis=axis)
     arrays += normlib.moments(x)
     if len(x) > 1:
         y, mean, var = normlib.batch_norm_forward(x, gain)

@@ -78,6 +78,12 @@ def test_any_number_of_features_will_do(features):
         assert check_normalizer(name, features=features) == list(CHECKS)
 
 
+@pytest.mark.parametrize("name", ["rms", "group", "instance"])
+def test_the_family_passes(name):
+    assert check_normalizer(name) == list(CHECKS)
+    assert check_normalizer(name, features=16) == list(CHECKS)
+
+
 # ---- broken normalizers, each named after what is wrong with it -------------------------------
 
 

@@ -16,6 +16,8 @@ KERNELS = (
     "batch_norm",
     "batch_norm_backward",
     "cells",
+    "group_norm",
+    "group_norm_backward",
     "layer_norm",
     "layer_norm_backward",
     "moments",
@@ -98,6 +100,8 @@ if TYPE_CHECKING:
         batch_norm,
         batch_norm_backward,
         cells,
+        group_norm,
+        group_norm_backward,
         layer_norm,
         layer_norm_backward,
         moments,
@@ -111,6 +115,8 @@ else:
     batch_norm = load("batch_norm", level)
     batch_norm_backward = load("batch_norm_backward", level)
     cells = load("cells", level)
+    group_norm = load("group_norm", level)
+    group_norm_backward = load("group_norm_backward", level)
     layer_norm = load("layer_norm", level)
     layer_norm_backward = load("layer_norm_backward", level)
     moments = load("moments", level)

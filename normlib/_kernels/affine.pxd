@@ -8,6 +8,13 @@ from normlib._kernels.vec cimport (
 )
 
 
+cdef inline const vreal *at_or_null(const vreal *row, Py_ssize_t i) noexcept nogil:
+    """Address of element i of what may be NULL."""
+    if row == NULL:
+        return row
+    return at(row, i)
+
+
 cdef inline vreal affine(vreal v, const vreal *gain, const vreal *bias, Py_ssize_t n,
                          bint has_gain, bint has_bias) noexcept nogil:
     """v * gain + bias, from the first n elements of each."""
@@ -79,7 +86,10 @@ cdef inline void affine_row(
             vstore(at_out(y, j), affine(v, at(gain, j), at(bias, j), width, has_gain, has_bias),
                    stream)
         i += 4 * width
-    while i < n:
-        affine_part(at(x, i), at(gain, i), at(bias, i), at_out(y, i), min(width, n - i), m, s, t,
-                    centered, has_gain, has_bias)
+    while i + width <= n:
+        v = scaled(at(x, i)[0], m, s, t, centered)
+        vstore(at_out(y, i), affine(v, at(gain, i), at(bias, i), width, has_gain, has_bias), stream)
         i += width
+    if i < n:
+        affine_part(at(x, i), at(gain, i), at(bias, i), at_out(y, i), n - i, m, s, t, centered,
+                    has_gain, has_bias)

@@ -5,6 +5,14 @@ gradients have x's type.
 """
 
 from normlib.functional.batch import batch_norm, batch_norm_backward, batch_norm_forward
+from normlib.functional.group import (
+    group_norm,
+    group_norm_backward,
+    group_norm_forward,
+    instance_norm,
+    instance_norm_backward,
+    instance_norm_forward,
+)
 from normlib.functional.layer import layer_norm, layer_norm_backward, layer_norm_forward
 from normlib.functional.rms import rms_norm, rms_norm_backward, rms_norm_forward
 
@@ -12,6 +20,12 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_forward",
+    "group_norm",
+    "group_norm_backward",
+    "group_norm_forward",
+    "instance_norm",
+    "instance_norm_backward",
+    "instance_norm_forward",
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",

@@ -2,8 +2,10 @@
 
 from normlib.normalizers.base import Normalizer
 from normlib.normalizers.batch import BatchNorm
+from normlib.normalizers.group import GroupNorm
+from normlib.normalizers.instance import InstanceNorm
 from normlib.normalizers.layer import LayerNorm
 from normlib.normalizers.noop import NoOp
 from normlib.normalizers.rms import RMSNorm
 
-__all__ = ["BatchNorm", "LayerNorm", "NoOp", "Normalizer", "RMSNorm"]
+__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "NoOp", "Normalizer", "RMSNorm"]

@@ -1,0 +1,237 @@
+"""Group normalization of x (samples, channels, inner).
+
+Arrays come in checked: C-contiguous, of one dtype (float32 or float64), statistics in float64, no
+axis empty, groups dividing the channels.
+
+Design
+------
+A group of a sample is one contiguous row, of channels / groups * inner elements, whose moments are
+those of layer norm. The output goes by planes, the runs of one channel:
+
+    y = fma(x - mean_hi, gain * rstd, bias - mean_lo * gain * rstd)
+
+or, where inner is 1, by rows, gain and bias taken element by element, as in layer_norm.pyx.
+"""
+from cython.parallel cimport prange
+from libc.math cimport sqrt
+
+from normlib._kernels.affine cimport affine_row, at_or_null
+from normlib._kernels.arrays cimport address, dim, is_single
+from normlib._kernels.rows cimport (
+    GROUP, Moments, QUICK, ScaledMoments, needs_scaling, quick_moments, row_moments,
+    scaled_moments, scaled_xhat, unscaled_mean, unscaled_rstd, vector_range,
+)
+from normlib._kernels.vec cimport (
+    STREAM_FLOATS, at, at_out, lanes, to_boundary, vec_fence, vf32, vf64, vget, vput, vreal,
+)
+
+cdef enum:
+    GROUP_FLOATS = 3072  # elements in a group of rows, as for layer norm
+
+
+cdef struct Layout:
+    Py_ssize_t n_rows    # samples * groups
+    Py_ssize_t groups
+    Py_ssize_t channels  # of a group
+    Py_ssize_t inner
+
+
+cdef struct Row:
+    bint extreme         # done in double, by the moments in scaled
+    double mean_hi
+    double rstd
+    double offset        # -mean_lo * rstd
+    ScaledMoments scaled
+
+
+cdef inline void row_statistics(
+    const vreal *x,         # IN  (n_rows, n)
+    Row *rows,              # OUT (n_rows,)
+    double *mean,           # OUT (n_rows,) or NULL
+    double *rstd,           # OUT (n_rows,) or NULL
+    Py_ssize_t n_rows,      # at most GROUP
+    Py_ssize_t n,
+    double eps,
+) noexcept nogil:
+    cdef Moments moments[GROUP]
+    cdef Moments exact
+    cdef bint good[GROUP]
+    cdef Py_ssize_t r
+    cdef bint quick = vreal is vf32 and n >= QUICK
+    if quick:
+        quick_moments(x, moments, good, n_rows, n)
+    for r in range(n_rows):
+        if not (quick and good[r]):
+            row_moments(at(x, r * n), n, &moments[r])
+    for r in range(n_rows):
+        rows[r].mean_hi = moments[r].mean_hi
+        rows[r].rstd = 1 / sqrt(moments[r].var + eps)
+        rows[r].offset = -moments[r].mean_lo * rows[r].rstd
+    for r in range(n_rows):
+        if mean != NULL:
+            row_moments(at(x, r * n), n, &exact)
+            mean[r] = exact.mean_hi + exact.mean_lo
+            rstd[r] = 1 / sqrt(exact.var + eps)
+        rows[r].extreme = (needs_scaling(x, moments[r].var, eps)
+                           or not vector_range(x, rows[r].rstd))
+        if rows[r].extreme:
+            scaled_moments(at(x, r * n), 1, 0, n, eps, &rows[r].scaled)
+            if mean != NULL:
+                mean[r] = unscaled_mean(&rows[r].scaled)
+                rstd[r] = unscaled_rstd(&rows[r].scaled)
+
+
+cdef void normalize_extreme(
+    const vreal *x,         # IN  (channels, inner)
+    const vreal *gain,      # IN  (channels,) or NULL
+    const vreal *bias,      # IN  (channels,) or NULL
+    vreal *y,               # OUT (channels, inner), may be x
+    const Row *row,
+    Py_ssize_t channels,
+    Py_ssize_t inner,
+) noexcept nogil:
+    cdef double v
+    cdef Py_ssize_t c, i
+    for c in range(channels):
+        for i in range(c * inner, (c + 1) * inner):
+            if row.extreme:
+                v = scaled_xhat(vget(x, i), &row.scaled)
+            else:
+                v = (vget(x, i) - row.mean_hi) * row.rstd + row.offset
+            if gain != NULL:
+                v = v * vget(gain, c)
+            if bias != NULL:
+                v = v + vget(bias, c)
+            vput(y, i, v)
+
+
+cdef inline void normalize_planes(
+    const vreal *x,         # IN  (channels, inner)
+    const vreal *gain,      # IN  (channels,) or NULL
+    const vreal *bias,      # IN  (channels,) or NULL
+    vreal *y,               # OUT (channels, inner), may be x
+    const Row *row,
+    Py_ssize_t channels,
+    Py_ssize_t inner,
+    bint stream,            # a constant: past the cache
+) noexcept nogil:
+    cdef double factor, scale, offset
+    cdef Py_ssize_t c, i
+    for c in range(channels):
+        i = c * inner
+        factor = 1 if gain == NULL else vget(gain, c)
+        scale = factor * row.rstd
+        offset = factor * row.offset + (0 if bias == NULL else vget(bias, c))
+        if not vector_range(x, scale):
+            normalize_extreme(at(x, i), at_or_null(gain, c),
+                              at_or_null(bias, c), at_out(y, i), row, 1, inner)
+        else:
+            affine_row(at(x, i), NULL, NULL, at_out(y, i), inner, row.mean_hi, scale, offset, True,
+                       False, False, stream)
+
+
+cdef inline void normalize_elements(
+    const vreal *x,         # IN  (n,)
+    const vreal *gain,      # IN  (n,) or NULL
+    const vreal *bias,      # IN  (n,) or NULL
+    vreal *y,               # OUT (n,), may be x
+    const Row *row,
+    Py_ssize_t n,
+    bint stream,            # a constant: past the cache
+) noexcept nogil:
+    if gain != NULL and bias != NULL:
+        affine_row(x, gain, bias, y, n, row.mean_hi, row.rstd, row.offset, True, True, True, stream)
+    elif gain != NULL:
+        affine_row(x, gain, bias, y, n, row.mean_hi, row.rstd, row.offset, True, True, False,
+                   stream)
+    elif bias != NULL:
+        affine_row(x, gain, bias, y, n, row.mean_hi, row.rstd, row.offset, True, False, True,
+                   stream)
+    else:
+        affine_row(x, gain, bias, y, n, row.mean_hi, row.rstd, row.offset, True, False, False,
+                   stream)
+
+
+cdef inline void normalize_row(
+    const vreal *x, const vreal *gain, const vreal *bias, vreal *y, const Row *row,
+    Py_ssize_t channels, Py_ssize_t inner, bint stream,
+) noexcept nogil:
+    if row.extreme:
+        normalize_extreme(x, gain, bias, y, row, channels, inner)
+    elif inner == 1:
+        normalize_elements(x, gain, bias, y, row, channels, stream)
+    else:
+        normalize_planes(x, gain, bias, y, row, channels, inner, stream)
+
+
+cdef void forward_part(const vreal *x, const vreal *gain, const vreal *bias, vreal *y,
+                       double *mean, double *rstd, const Layout *layout, double eps, int part,
+                       int n_parts) noexcept nogil:
+    """Some rows: one of n_parts equal parts."""
+    cdef Row rows[GROUP]
+    cdef const vreal *row_gain
+    cdef const vreal *row_bias
+    cdef Py_ssize_t channels = layout.channels
+    cdef Py_ssize_t inner = layout.inner
+    cdef Py_ssize_t n = channels * inner
+    # So few rows that they stay in L1 from their moments to their output.
+    cdef Py_ssize_t size = max(1, min(GROUP, GROUP_FLOATS // n))
+    cdef Py_ssize_t n_sizes = (layout.n_rows + size - 1) // size
+    cdef Py_ssize_t first = n_sizes * part // n_parts * size
+    cdef Py_ssize_t stop = min(n_sizes * (part + 1) // n_parts * size, layout.n_rows)
+    cdef Py_ssize_t run = n if inner == 1 else inner
+    cdef bint stream = (layout.n_rows * n >= STREAM_FLOATS and run % (4 * lanes(x)) == 0
+                        and to_boundary(y) == 0)
+    cdef Py_ssize_t count, r, i
+    while first < stop:
+        count = min(size, stop - first)
+        row_statistics(at(x, first * n), rows, NULL if mean == NULL else mean + first,
+                       NULL if rstd == NULL else rstd + first, count, n, eps)
+        for r in range(count):
+            i = (first + r) % layout.groups * channels
+            row_gain = at_or_null(gain, i)
+            row_bias = at_or_null(bias, i)
+            i = (first + r) * n
+            if stream:
+                normalize_row(at(x, i), row_gain, row_bias, at_out(y, i), &rows[r], channels,
+                              inner, True)
+            else:
+                normalize_row(at(x, i), row_gain, row_bias, at_out(y, i), &rows[r], channels,
+                              inner, False)
+        first += count
+    if stream:
+        vec_fence()
+
+
+cdef void forward_rows(const vreal *x, const vreal *gain, const vreal *bias, vreal *y,
+                       double *mean, double *rstd, Layout layout, double eps,
+                       int n_threads) noexcept nogil:
+    cdef int part
+    if n_threads == 1:
+        forward_part(x, gain, bias, y, mean, rstd, &layout, eps, 0, 1)
+        return
+    for part in prange(n_threads, schedule="static", num_threads=n_threads):
+        forward_part(x, gain, bias, y, mean, rstd, &layout, eps, part, n_threads)
+
+
+def group_norm_forward(x, Py_ssize_t groups, gain, bias, double eps, y, mean, rstd,
+                       int n_threads):
+    """Normalize x (samples, channels, inner) into y.
+
+    gain, bias (channels,), and mean, rstd (samples, groups) may be None.
+    """
+    cdef Layout layout = Layout(dim(x, 0) * groups, groups, dim(x, 1) // groups, dim(x, 2))
+    cdef void *x_data = address(x)
+    cdef void *gain_data = address(gain)
+    cdef void *bias_data = address(bias)
+    cdef void *y_data = address(y)
+    cdef double *mean_data = <double *>address(mean)
+    cdef double *rstd_data = <double *>address(rstd)
+    cdef bint single = is_single(x)
+    with nogil:
+        if single:
+            forward_rows[vf32](<vf32 *>x_data, <vf32 *>gain_data, <vf32 *>bias_data,
+                               <vf32 *>y_data, mean_data, rstd_data, layout, eps, n_threads)
+        else:
+            forward_rows[vf64](<vf64 *>x_data, <vf64 *>gain_data, <vf64 *>bias_data,
+                               <vf64 *>y_data, mean_data, rstd_data, layout, eps, n_threads)

@@ -1,0 +1,497 @@
+"""Group and instance normalization of arrays: check, view as (N, C, inner), call a kernel."""
+
+import functools
+import math
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from normlib import _kernels
+from normlib._kernels.buffers import aligned_like
+from normlib.arrays import (
+    DOUBLE,
+    Array,
+    as_float,
+    as_integer,
+    as_like,
+    check_channel_axis,
+    check_eps,
+    check_out,
+    required_like,
+    writable_directly,
+)
+from normlib.errors import ShapeError
+from normlib.threads import threads_for
+
+__all__ = [
+    "group_norm",
+    "group_norm_backward",
+    "group_norm_forward",
+    "instance_norm",
+    "instance_norm_backward",
+    "instance_norm_forward",
+]
+
+# Shorter planes are taken element by element, with gain and bias repeated along them.
+_SHORT_PLANE = 32
+
+
+class _Groups(NamedTuple):
+    """How x is seen as (N, C, inner), the channels in groups."""
+
+    axis: int
+    groups: int
+    shape: tuple[int, int, int]
+    what: str  # the axis, as error messages name it
+
+    @classmethod
+    def of(cls, x: Array, groups: int | None, channel_axis: int) -> "_Groups":
+        """groups None: as many as channels."""
+        if x.ndim < 2:
+            raise ShapeError(
+                f"x must have an axis of samples, the first, and one of channels; got shape "
+                f"{x.shape}. Take one sample as x[None]"
+            )
+        axis = check_channel_axis(channel_axis, x.ndim)
+        if axis == 0:
+            raise ShapeError(
+                f"channel_axis must not be the first axis of x, that of the samples; got "
+                f"{channel_axis}"
+            )
+        channels = x.shape[axis]
+        if groups is None:
+            return _groups(x.shape, axis, max(channels, 1))
+        groups = as_integer("groups", groups, minimum=1)
+        if channels % groups:
+            raise ShapeError(
+                f"groups must divide the {channels} channels of axis {axis} of x; got {groups}"
+            )
+        return _groups(x.shape, axis, groups)
+
+    @property
+    def channels(self) -> int:
+        return self.shape[1]
+
+    @property
+    def statistics(self) -> tuple[int, int]:
+        """Shape of the statistics."""
+        return self.shape[0], self.groups if self.channels else 0
+
+    def flatten(self, x: Array) -> Array:
+        """x as a C-contiguous (N, C, inner), copied only if it must be."""
+        if self.axis > 1:
+            x = np.moveaxis(x, self.axis, 1)
+        return np.ascontiguousarray(x).reshape(self.shape)
+
+    def restore(self, y: Array, like: Array, out: Array | None = None) -> Array:
+        """The view's values in the axes and shape of x, written to out if given."""
+        if self.axis > 1:
+            others = like.shape[1 : self.axis] + like.shape[self.axis + 1 :]
+            y = np.moveaxis(y.reshape(self.shape[0], self.channels, *others), 1, self.axis)
+        else:
+            y = y.reshape(like.shape)
+            if out is None:
+                return y
+        if out is None:
+            out = aligned_like(self.flatten(like)).reshape(like.shape)
+        out[...] = y
+        return out
+
+    def parameter(self, value: ArrayLike | None, name: str, dtype: np.dtype[Any]) -> Array | None:
+        return as_like(value, name, (self.channels,), dtype, self.what)
+
+    def statistic(self, value: ArrayLike, name: str) -> Array:
+        return required_like(value, name, self.statistics, DOUBLE, "the samples and groups of x")
+
+
+@functools.lru_cache(maxsize=256)
+def _groups(shape: tuple[int, ...], axis: int, groups: int) -> _Groups:
+    inner = math.prod(shape[1:axis]) * math.prod(shape[axis + 1 :])
+    return _Groups(axis, groups, (shape[0], shape[axis], inner), f"channel axis {axis} of x")
+
+
+def _elements(
+    view: _Groups, values: Array, gain: Array | None, bias: Array | None
+) -> tuple[Array, Array | None, Array | None]:
+    """values, gain and bias as a kernel takes them fastest: short planes element by element."""
+    _, channels, inner = view.shape
+    if inner == 1 or inner >= _SHORT_PLANE:
+        return values, gain, bias
+    gain = None if gain is None else np.repeat(gain, inner)
+    bias = None if bias is None else np.repeat(bias, inner)
+    return values.reshape(-1, channels * inner, 1), gain, bias
+
+
+def _group_norm(
+    x: ArrayLike,
+    groups: int | None,
+    gain: ArrayLike | None,
+    bias: ArrayLike | None,
+    channel_axis: int,
+    eps: float,
+    out: Array | None,
+    statistics: bool,
+) -> tuple[Array, Array | None, Array | None]:
+    eps = check_eps(eps)
+    x = as_float(x, "x")
+    view = _Groups.of(x, groups, channel_axis)
+    if groups is None:
+        _require_two(view, x)
+    gain = view.parameter(gain, "gain", x.dtype)
+    bias = view.parameter(bias, "bias", x.dtype)
+    check_out(out, x)
+    if x.size == 0:
+        y = np.empty(x.shape, x.dtype) if out is None else out
+        nothing = np.full(view.statistics, np.nan) if statistics else None
+        return y, nothing, None if nothing is None else nothing.copy()
+    values = view.flatten(x)
+    mean = np.empty(view.statistics) if statistics else None
+    rstd = np.empty(view.statistics) if statistics else None
+    direct = view.axis == 1 and out is not None and writable_directly(out, values, gain, bias)
+    y_values = out.reshape(values.shape) if direct and out is not None else aligned_like(values)
+    if gain is None and bias is None:  # a group is a plane
+        values = values.reshape(*view.statistics, -1)
+    else:
+        values, gain, bias = _elements(view, values, gain, bias)
+    _kernels.group_norm.group_norm_forward(
+        values, view.groups, gain, bias, eps, y_values, mean, rstd, threads_for(x.size)
+    )
+    y = out if direct and out is not None else view.restore(y_values, x, out)
+    return y, mean, rstd
+
+
+def _require_two(view: _Groups, x: Array) -> None:
+    if view.shape[2] == 1:
+        raise ShapeError(
+            "instance statistics need at least two values per channel; got 1 in x of shape "
+            f"{x.shape}. Give x axes beside those of samples and channels, or use layer_norm()"
+        )
+
+
+def _group_norm_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    groups: int | None,
+    mean: ArrayLike,
+    rstd: ArrayLike,
+    gain: ArrayLike | None,
+    channel_axis: int,
+) -> tuple[Array, Array | None, Array]:
+    x = as_float(x, "x")
+    view = _Groups.of(x, groups, channel_axis)
+    if groups is None:
+        _require_two(view, x)
+    dy = required_like(dy, "dy", x.shape, x.dtype, "x")
+    mean = view.statistic(mean, "mean")
+    rstd = view.statistic(rstd, "rstd")
+    gain = view.parameter(gain, "gain", x.dtype)
+    if x.size == 0:
+        zeros = np.zeros(view.channels, x.dtype)
+        return np.empty(x.shape, x.dtype), None if gain is None else zeros.copy(), zeros
+    values = view.flatten(x)
+    dx = aligned_like(values)
+    seen, gains, _ = _elements(view, values, gain, None)
+    dgain, dbias = np.empty(seen.shape[1]), np.empty(seen.shape[1])
+    kernel = _kernels.group_norm_backward
+    partial = np.empty(kernel.scratch_shape(*seen.shape))
+    kernel.group_norm_backward(
+        view.flatten(dy), seen, view.groups, gains, mean, rstd, dx, dgain, dbias, partial,
+        threads_for(x.size),
+    )  # fmt: skip
+    sums = [total.reshape(view.channels, -1).sum(1) for total in (dgain, dbias)]
+    with np.errstate(over="ignore"):
+        dgain, dbias = (total.astype(x.dtype) for total in sums)
+    return view.restore(dx, x), None if gain is None else dgain, dbias
+
+
+def group_norm(
+    x: ArrayLike,
+    groups: int,
+    gain: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    channel_axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> Array:
+    r"""Group normalization: each group of channels of a sample by its own mean and variance.
+
+    .. math:: y = \frac{x - \mu_{ng}}{\sqrt{\sigma_{ng}^2 + \epsilon}} g_c + b_c
+
+    with the mean and the biased variance over the channels of group g and all axes but those of
+    samples and channels, of sample n.
+
+    Parameters
+    ----------
+    x : array of float32 or float64, shape (N, ..., C, ...)
+        Samples first. Any memory layout and byte order; copied only if it is not C-contiguous or
+        its channels are not its second axis.
+    groups : int
+        G, which divides C: each group has C / G neighbouring channels. 1 normalizes a sample as a
+        whole, C is `instance_norm`.
+    gain, bias : array (C,), optional
+        Cast to x's type.
+    channel_axis : int
+        Where the C channels are: 1 for (N, C, height, width), -1 for (N, height, width, C).
+    eps : float
+        Added to the variance; finite and at least 0. With 0, a constant group becomes NaN.
+    out : array, optional
+        Where to put the result: of x's shape and type, in either byte order. It may be `x` itself,
+        or overlap any input.
+
+    Returns
+    -------
+    y : array of x's shape and type
+        `out` if given. A group that holds NaN or Inf becomes NaN, and no other does.
+
+    Raises
+    ------
+    DTypeError
+        If an array is neither float32 nor float64.
+    ShapeError
+        If the shape of an argument does not fit, the axis does not exist or is the first, or
+        groups does not divide C.
+    ParameterError
+        If groups is not an integer of at least 1, eps is negative or not finite, or out is
+        read-only or has elements that share memory.
+
+    References
+    ----------
+    Wu, He, "Group Normalization", arXiv 1803.08494.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normlib
+    >>> normlib.group_norm(np.array([[1.0, 3.0, 10.0, 30.0]]), groups=2, eps=0)
+    array([[-1.,  1., -1.,  1.]])
+    """
+    return _group_norm(x, _given(groups), gain, bias, channel_axis, eps, out, statistics=False)[0]
+
+
+def _given(groups: int) -> int:
+    """groups, which is not None."""
+    return as_integer("groups", groups, minimum=1)
+
+
+def group_norm_forward(
+    x: ArrayLike,
+    groups: int,
+    gain: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    channel_axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """`group_norm`, and the statistics that `group_norm_backward` needs.
+
+    Parameters and errors are those of `group_norm`; so are the bits of `y`.
+
+    Returns
+    -------
+    y : array of x's shape and type
+    mean, rstd : arrays (N, G) of float64
+        Mean and 1 / sqrt(variance + eps).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normlib
+    >>> x = np.array([[1.0, 3.0, 10.0, 30.0]])
+    >>> y, mean, rstd = normlib.group_norm_forward(x, groups=2, eps=0)
+    >>> mean, rstd
+    (array([[ 2., 20.]]), array([[1. , 0.1]]))
+    """
+    results = _group_norm(x, _given(groups), gain, bias, channel_axis, eps, out, statistics=True)
+    return cast(tuple[Array, Array, Array], results)
+
+
+def group_norm_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    groups: int,
+    mean: ArrayLike,
+    rstd: ArrayLike,
+    gain: ArrayLike | None = None,
+    *,
+    channel_axis: int = 1,
+) -> tuple[Array, Array | None, Array]:
+    r"""Gradients of a loss through `group_norm`.
+
+    With :math:`\hat x = (x - \mu) / \sqrt{\sigma^2 + \epsilon}` and :math:`d = dy \, g_c`,
+
+    .. math:: dx = \frac{d - \langle d \rangle - \hat x \langle d \hat x \rangle}
+        {\sqrt{\sigma^2 + \epsilon}}, \quad
+        dg_c = \sum dy \, \hat x, \quad db_c = \sum dy
+
+    where the brackets are means over a group, and the sums run over all axes but the channels'.
+
+    Parameters
+    ----------
+    dy : array of x's shape
+        Gradient of the loss by `y`; cast to x's type.
+    x, groups, gain, channel_axis
+        As they were given to `group_norm_forward`.
+    mean, rstd : arrays (N, G)
+        As it returned them.
+
+    Returns
+    -------
+    dx : array of x's shape and type
+    dgain : array (C,) of x's type, or None where gain was None
+    dbias : array (C,) of x's type
+
+    Raises
+    ------
+    DTypeError, ShapeError, ParameterError
+        As for `group_norm_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normlib
+    >>> x = np.array([[1.0, 3.0, 10.0, 30.0]])
+    >>> y, mean, rstd = normlib.group_norm_forward(x, groups=2)
+    >>> dx, dgain, dbias = normlib.group_norm_backward(np.ones((1, 4)), x, 2, mean, rstd)
+    >>> dx, dbias
+    (array([[0., 0., 0., 0.]]), array([1., 1., 1., 1.]))
+    """
+    return _group_norm_backward(dy, x, _given(groups), mean, rstd, gain, channel_axis)
+
+
+def instance_norm(
+    x: ArrayLike,
+    gain: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    channel_axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> Array:
+    r"""Instance normalization: each channel of a sample by its own mean and variance.
+
+    .. math:: y = \frac{x - \mu_{nc}}{\sqrt{\sigma_{nc}^2 + \epsilon}} g_c + b_c
+
+    with the mean and the biased variance over all axes but those of samples and channels.
+
+    Parameters
+    ----------
+    x : array of float32 or float64, shape (N, ..., C, ...)
+        Samples first, and at least two values per channel of a sample. Any memory layout and byte
+        order; copied only if it is not C-contiguous or its channels are not its second axis.
+    gain, bias : array (C,), optional
+        Cast to x's type.
+    channel_axis : int
+        Where the C channels are: 1 for (N, C, height, width), -1 for (N, height, width, C).
+    eps : float
+        Added to the variance; finite and at least 0. With 0, a constant channel becomes NaN.
+    out : array, optional
+        Where to put the result: of x's shape and type, in either byte order. It may be `x` itself,
+        or overlap any input.
+
+    Returns
+    -------
+    y : array of x's shape and type
+        `out` if given. A channel of a sample that holds NaN or Inf becomes NaN, and no other does.
+
+    Raises
+    ------
+    DTypeError
+        If an array is neither float32 nor float64.
+    ShapeError
+        If the shape of an argument does not fit, the axis does not exist or is the first, or a
+        channel of a sample has one value alone.
+    ParameterError
+        If eps is negative or not finite, or out is read-only or has elements that share memory.
+
+    References
+    ----------
+    Ulyanov, Vedaldi, Lempitsky, "Instance Normalization", arXiv 1607.08022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normlib
+    >>> normlib.instance_norm(np.array([[[1.0, 3.0], [10.0, 30.0]]]), eps=0)
+    array([[[-1.,  1.],
+            [-1.,  1.]]])
+    """
+    return _group_norm(x, None, gain, bias, channel_axis, eps, out, statistics=False)[0]
+
+
+def instance_norm_forward(
+    x: ArrayLike,
+    gain: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    channel_axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """`instance_norm`, and the statistics that `instance_norm_backward` needs.
+
+    Parameters and errors are those of `instance_norm`; so are the bits of `y`.
+
+    Returns
+    -------
+    y : array of x's shape and type
+    mean, rstd : arrays (N, C) of float64
+        Mean and 1 / sqrt(variance + eps).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normlib
+    >>> x = np.array([[[1.0, 3.0], [10.0, 30.0]]])
+    >>> y, mean, rstd = normlib.instance_norm_forward(x, eps=0)
+    >>> mean, rstd
+    (array([[ 2., 20.]]), array([[1. , 0.1]]))
+    """
+    results = _group_norm(x, None, gain, bias, channel_axis, eps, out, statistics=True)
+    return cast(tuple[Array, Array, Array], results)
+
+
+def instance_norm_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    mean: ArrayLike,
+    rstd: ArrayLike,
+    gain: ArrayLike | None = None,
+    *,
+    channel_axis: int = 1,
+) -> tuple[Array, Array | None, Array]:
+    """Gradients of a loss through `instance_norm`: those of `group_norm` with C groups.
+
+    Parameters
+    ----------
+    dy : array of x's shape
+        Gradient of the loss by `y`; cast to x's type.
+    x, gain, channel_axis
+        As they were given to `instance_norm_forward`.
+    mean, rstd : arrays (N, C)
+        As it returned them.
+
+    Returns
+    -------
+    dx : array of x's shape and type
+    dgain : array (C,) of x's type, or None where gain was None
+    dbias : array (C,) of x's type
+
+    Raises
+    ------
+    DTypeError, ShapeError, ParameterError
+        As for `instance_norm_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normlib
+    >>> x = np.array([[[1.0, 3.0], [10.0, 30.0]]])
+    >>> y, mean, rstd = normlib.instance_norm_forward(x)
+    >>> dx, dgain, dbias = normlib.instance_norm_backward(np.ones((1, 2, 2)), x, mean, rstd)
+    >>> dx.ravel(), dbias
+    (array([0., 0., 0., 0.]), array([2., 2.]))
+    """
+    return _group_norm_backward(dy, x, None, mean, rstd, gain, channel_axis)
