@@ -2,6 +2,12 @@
 
 from normlib import errors
 from normlib.functional import (
+    add_layer_norm,
+    add_layer_norm_backward,
+    add_layer_norm_forward,
+    add_rms_norm,
+    add_rms_norm_backward,
+    add_rms_norm_forward,
     batch_norm,
     batch_norm_backward,
     batch_norm_forward,
@@ -44,6 +50,12 @@ __all__ = [
     "Normalizer",
     "RMSNorm",
     "__version__",
+    "add_layer_norm",
+    "add_layer_norm_backward",
+    "add_layer_norm_forward",
+    "add_rms_norm",
+    "add_rms_norm_backward",
+    "add_rms_norm_forward",
     "available",
     "batch_norm",
     "batch_norm_backward",

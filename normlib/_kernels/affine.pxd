@@ -93,3 +93,26 @@ cdef inline void affine_row(
     if i < n:
         affine_part(at(x, i), at(gain, i), at(bias, i), at_out(y, i), n - i, m, s, t, centered,
                     has_gain, has_bias)
+
+
+cdef inline void add_run(
+    const vreal *a,         # IN  (n,)
+    const vreal *b,         # IN  (n,)
+    vreal *out,             # OUT (n,), may be a or b
+    vreal *again,           # OUT (n,), if stream: the same, past the cache
+    Py_ssize_t n,           # a multiple of a vector, if stream
+    bint stream,            # a constant
+) noexcept nogil:
+    """out = a + b."""
+    cdef vreal v
+    cdef Py_ssize_t width = lanes(a)
+    cdef Py_ssize_t i = 0
+    while i + width <= n:
+        v = at(a, i)[0] + at(b, i)[0]
+        at_out(out, i)[0] = v
+        if stream:
+            vstore(at_out(again, i), v, True)
+        i += width
+    if i < n:
+        vstore_first(at_out(out, i), vload_first(at(a, i), n - i) + vload_first(at(b, i), n - i),
+                     n - i)

@@ -34,4 +34,24 @@ def layer_norm_plain(
     statistics: Literal[True],
     threads_for: Callable[[int], int],
 ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.float64]] | None: ...
+def add_layer_norm_forward(
+    x: NDArray[Any],
+    residual: NDArray[Any],
+    gain: NDArray[Any] | None,
+    bias: NDArray[Any] | None,
+    eps: float,
+    y: NDArray[Any],
+    total: NDArray[Any],
+    mean: NDArray[np.float64] | None,
+    rstd: NDArray[np.float64] | None,
+    n_threads: int,
+) -> None: ...
+def add_layer_norm_plain(
+    x: ArrayLike,
+    residual: ArrayLike,
+    gain: ArrayLike | None,
+    bias: ArrayLike | None,
+    eps: float,
+    threads_for: Callable[[int], int],
+) -> tuple[NDArray[Any], NDArray[Any]] | None: ...
 def row_function(single: bool) -> object: ...

@@ -30,3 +30,20 @@ def rms_norm_plain(
     statistics: Literal[True],
     threads_for: Callable[[int], int],
 ) -> tuple[NDArray[Any], NDArray[np.float64]] | None: ...
+def add_rms_norm_forward(
+    x: NDArray[Any],
+    residual: NDArray[Any],
+    gain: NDArray[Any] | None,
+    eps: float,
+    y: NDArray[Any],
+    total: NDArray[Any],
+    rstd: NDArray[np.float64] | None,
+    n_threads: int,
+) -> None: ...
+def add_rms_norm_plain(
+    x: ArrayLike,
+    residual: ArrayLike,
+    gain: ArrayLike | None,
+    eps: float,
+    threads_for: Callable[[int], int],
+) -> tuple[NDArray[Any], NDArray[Any]] | None: ...

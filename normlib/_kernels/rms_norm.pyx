@@ -15,10 +15,10 @@ cimport numpy as cnp
 from cython.parallel cimport prange
 from libc.math cimport fabs, frexp, isfinite, ldexp, sqrt
 
-from normlib._kernels.affine cimport affine_row
+from normlib._kernels.affine cimport add_run, affine_row
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
-from normlib._kernels.plain cimport apart, is_eps, is_input, is_output, is_parameter
+from normlib._kernels.plain cimport apart, is_eps, is_input, is_like, is_output, is_parameter
 from normlib._kernels.rows cimport FOLD, GROUP, QUICK, needs_scaling, vector_range
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, STREAM_FLOATS, at, at_out, block_vecs,
@@ -321,3 +321,91 @@ def rms_norm_plain(x, gain, eps, out, bint statistics, threads_for):
         rstd = cnp.PyArray_SimpleNew(n_axes - 1, cnp.PyArray_DIMS(x), cnp.NPY_FLOAT64)
     run(x, gain, y, rstd, n_rows, n, eps, threads_for(n_rows * n))
     return (y, rstd) if statistics else y
+
+
+# ---- with a residual added first -----------------------------------------------------------------
+
+
+cdef void add_part(const vreal *x, const vreal *residual, const vreal *gain,
+                   vreal *y, vreal *total, double *rstd, Py_ssize_t n_rows, Py_ssize_t n,
+                   double eps, int part, int n_parts) noexcept nogil:
+    """The groups of one of n_parts equal parts of total = x + residual, and of y."""
+    # Where total goes past the cache, its group stays here until it is normalized.
+    cdef double buffer[GROUP_FLOATS]
+    cdef vreal *near = <vreal *>buffer
+    cdef const vreal *source
+    cdef Py_ssize_t group = max(1, min(GROUP, GROUP_FLOATS // n))
+    cdef Py_ssize_t n_groups = (n_rows + group - 1) // group
+    cdef Py_ssize_t first = n_groups * part // n_parts * group
+    cdef Py_ssize_t stop = min(n_groups * (part + 1) // n_parts * group, n_rows)
+    cdef bint large = n_rows * n >= STREAM_FLOATS and n % (4 * lanes(x)) == 0
+    cdef bint stream = large and to_boundary(y) == 0
+    cdef bint stream_total = large and to_boundary(total) == 0 and n <= GROUP_FLOATS
+    cdef Py_ssize_t count, i
+    while first < stop:
+        count = min(group, stop - first)
+        i = first * n
+        if stream_total:
+            add_run(at(x, i), at(residual, i), near, at_out(total, i), count * n, True)
+            source = near
+        else:
+            add_run(at(x, i), at(residual, i), at_out(total, i), NULL, count * n, False)
+            source = at(total, i)
+        forward_group(source, gain, at_out(y, i), NULL if rstd == NULL else rstd + first,
+                      count, n, eps, stream)
+        first += group
+    if stream or stream_total:
+        vec_fence()
+
+
+cdef void add_rows(const vreal *x, const vreal *residual, const vreal *gain,
+                   vreal *y, vreal *total, double *rstd, Py_ssize_t n_rows, Py_ssize_t n,
+                   double eps, int n_threads) noexcept nogil:
+    cdef int part
+    if n_threads == 1:
+        add_part(x, residual, gain, y, total, rstd, n_rows, n, eps, 0, 1)
+        return
+    for part in prange(n_threads, schedule="static", num_threads=n_threads):
+        add_part(x, residual, gain, y, total, rstd, n_rows, n, eps, part,
+                 n_threads)
+
+
+cdef int run_add(object x, object residual, object gain, object y,
+                 object total, object rstd, Py_ssize_t n_rows,
+                 Py_ssize_t n, double eps, int n_threads) except -1:
+    cdef void *x_data = address(x)
+    cdef void *residual_data = address(residual)
+    cdef void *gain_data = address(gain)
+    cdef void *y_data = address(y)
+    cdef void *total_data = address(total)
+    cdef double *rstd_data = <double *>address(rstd)
+    cdef bint single = is_single(x)
+    with nogil:
+        if single:
+            add_rows[vf32](<vf32 *>x_data, <vf32 *>residual_data, <vf32 *>gain_data,
+                           <vf32 *>y_data, <vf32 *>total_data, rstd_data,
+                           n_rows, n, eps, n_threads)
+        else:
+            add_rows[vf64](<vf64 *>x_data, <vf64 *>residual_data, <vf64 *>gain_data,
+                           <vf64 *>y_data, <vf64 *>total_data, rstd_data,
+                           n_rows, n, eps, n_threads)
+    return 0
+
+
+def add_rms_norm_forward(x, residual, gain, double eps, y, total, rstd, int n_threads):
+    """total = x + residual (rows, n), and its rows normalized into y."""
+    run_add(x, residual, gain, y, total, rstd, dim(x, 0), dim(x, 1), eps, n_threads)
+
+
+def add_rms_norm_plain(x, residual, gain, eps, threads_for):
+    """(y, x + residual), new, over the last axis; None unless every argument is plain."""
+    if not (is_input(x) and is_like(residual, x) and is_eps(eps)):
+        return None
+    cdef Py_ssize_t n = dim(x, cnp.PyArray_NDIM(x) - 1)
+    cdef Py_ssize_t n_rows = cnp.PyArray_SIZE(x) // n
+    if not is_parameter(gain, x, n):
+        return None
+    y = aligned_like(x)
+    total = aligned_like(x)
+    run_add(x, residual, gain, y, total, None, n_rows, n, eps, threads_for(n_rows * n))
+    return y, total

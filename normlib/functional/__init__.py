@@ -4,6 +4,14 @@ Statistics (mean, var, rstd) come back in float64, whatever the type of x; gains
 gradients have x's type.
 """
 
+from normlib.functional.add import (
+    add_layer_norm,
+    add_layer_norm_backward,
+    add_layer_norm_forward,
+    add_rms_norm,
+    add_rms_norm_backward,
+    add_rms_norm_forward,
+)
 from normlib.functional.batch import batch_norm, batch_norm_backward, batch_norm_forward
 from normlib.functional.group import (
     group_norm,
@@ -17,6 +25,12 @@ from normlib.functional.layer import layer_norm, layer_norm_backward, layer_norm
 from normlib.functional.rms import rms_norm, rms_norm_backward, rms_norm_forward
 
 __all__ = [
+    "add_layer_norm",
+    "add_layer_norm_backward",
+    "add_layer_norm_forward",
+    "add_rms_norm",
+    "add_rms_norm_backward",
+    "add_rms_norm_forward",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_forward",
