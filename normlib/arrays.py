@@ -1,4 +1,8 @@
-"""Checks of arrays and settings, and the views in which kernels take them."""
+"""Checks of arrays and settings, and the views in which kernels take them.
+
+An array is what NumPy can see without a copy: its own arrays, and those of libraries that offer
+``__array_interface__``, ``__array__`` or ``__dlpack__``, such as PyTorch's and JAX's on the CPU.
+"""
 
 import math
 import numbers
@@ -18,6 +22,7 @@ Axis = int | Sequence[int]
 
 SINGLE = np.dtype(np.float32)
 DOUBLE = np.dtype(np.float64)
+HALF = np.dtype(np.float16)
 
 # The most elements of float64 that an array can have.
 MAX_SIZE = sys.maxsize // 8
@@ -26,8 +31,11 @@ MAX_SIZE = sys.maxsize // 8
 # ---- arrays --------------------------------------------------------------------------------------
 
 
-def as_float(x: ArrayLike, name: str) -> Array:
-    """x as an aligned array of native float32 or float64, copied only if it must be."""
+def as_float(x: ArrayLike, name: str, *, half: bool = False) -> Array:
+    """x as an aligned array of native float32 or float64, copied only if it must be.
+
+    With half, float16 and bfloat16 will do, too.
+    """
     if is_plain(x):
         return x
     if isinstance(x, np.ma.MaskedArray):
@@ -38,17 +46,33 @@ def as_float(x: ArrayLike, name: str) -> Array:
     array = as_array(x, name)
     dtype = array.dtype
     if dtype is not SINGLE and dtype is not DOUBLE:
-        if dtype.kind != "f" or dtype.itemsize not in (4, 8):
+        if not (half and is_half(dtype)) and (dtype.kind != "f" or dtype.itemsize not in (4, 8)):
+            types = "float32, float64, float16 or bfloat16" if half else "float32 or float64"
             raise DTypeError(
-                f"{name} must be float32 or float64; got {dtype}. Convert it, for example with "
-                f"np.asarray({name}, dtype=np.float32)"
+                f"{name} must be {types}; got {dtype}. Convert it, for example "
+                f"with np.asarray({name}, dtype=np.float32)"
             )
-        array = array.astype(dtype.newbyteorder("="))
+        if not dtype.isnative:
+            array = array.astype(dtype.newbyteorder("="))
     return array if array.flags.aligned else array.copy()
 
 
+def is_half(dtype: np.dtype[Any]) -> bool:
+    """Whether it is float16, or bfloat16 of the package ml_dtypes."""
+    return dtype.itemsize == 2 and (dtype.kind == "f" or dtype.name == "bfloat16")
+
+
+def computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type in which arrays of that one are computed."""
+    return SINGLE if dtype.itemsize == 2 else dtype
+
+
 def as_array(value: ArrayLike, name: str) -> Array:
-    """value as an array of any type; DTypeError for lists that make none."""
+    """value as an array of any type; DTypeError for what makes none."""
+    if any(hasattr(value, attribute) for attribute in _PROTOCOLS) and not isinstance(
+        value, np.ndarray | np.generic
+    ):
+        return _as_seen(value, name)
     try:
         return np.asarray(value)
     except ValueError as error:
@@ -56,6 +80,41 @@ def as_array(value: ArrayLike, name: str) -> Array:
             f"{name} must be an array, or nested lists whose lengths agree; got "
             f"{type(value).__name__} that NumPy cannot convert ({error})"
         ) from error
+
+
+_PROTOCOLS = ("__array__", "__array_interface__", "__dlpack__")
+
+
+def _as_seen(value: Any, name: str) -> Array:
+    """An array of another library, through one of its protocols."""
+    if getattr(value, "requires_grad", False):
+        raise DTypeError(
+            f"{name} must not require gradients, which normlib does not record; got a "
+            f"{type(value).__name__} that does. Pass {name}.detach()"
+        )
+    try:
+        torch = sys.modules.get("torch")
+        if torch is not None and getattr(value, "dtype", None) is torch.bfloat16:
+            return _as_brain(value.view(torch.int16).numpy(), name)
+        if any(hasattr(value, attribute) for attribute in _PROTOCOLS[:2]):
+            return np.asarray(value)
+        return np.from_dlpack(value)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise DTypeError(
+            f"{name} must be an array that NumPy can see, in the memory of the CPU; got "
+            f"{type(value).__name__} that it cannot ({error})"
+        ) from error
+
+
+def _as_brain(bits: Array, name: str) -> Array:
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise DTypeError(
+            f"{name} of bfloat16 needs the package ml_dtypes. Install it, for example with "
+            "pip install 'normlib[half]'"
+        ) from error
+    return bits.view(ml_dtypes.bfloat16)
 
 
 def as_dtype(array: Array, dtype: DTypeLike) -> Array:
@@ -74,7 +133,7 @@ def as_like(
         return None
     if is_plain(value) and value.dtype is dtype and value.shape == shape:
         return value
-    array = as_float(value, name)
+    array = as_float(value, name, half=True)
     if array.shape != shape:
         raise ShapeError(f"{name} must have shape {shape} to match {what}; got {array.shape}")
     return as_dtype(array, dtype)

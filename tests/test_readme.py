@@ -23,4 +23,4 @@ def test_code_runs(block, monkeypatch):
 
 
 def test_there_is_code():
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3

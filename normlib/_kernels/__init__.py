@@ -18,6 +18,7 @@ KERNELS = (
     "cells",
     "group_norm",
     "group_norm_backward",
+    "halves",
     "layer_norm",
     "layer_norm_backward",
     "moments",
@@ -102,6 +103,7 @@ if TYPE_CHECKING:
         cells,
         group_norm,
         group_norm_backward,
+        halves,
         layer_norm,
         layer_norm_backward,
         moments,
@@ -117,6 +119,7 @@ else:
     cells = load("cells", level)
     group_norm = load("group_norm", level)
     group_norm_backward = load("group_norm_backward", level)
+    halves = load("halves", level)
     layer_norm = load("layer_norm", level)
     layer_norm_backward = load("layer_norm_backward", level)
     moments = load("moments", level)

@@ -54,4 +54,17 @@ def add_layer_norm_plain(
     eps: float,
     threads_for: Callable[[int], int],
 ) -> tuple[NDArray[Any], NDArray[Any]] | None: ...
+def half_scratch_size(n: int) -> int: ...
+def layer_norm_half(
+    x: NDArray[np.uint16],
+    gain: NDArray[Any] | None,
+    bias: NDArray[Any] | None,
+    eps: float,
+    y: NDArray[np.uint16],
+    mean: NDArray[np.float64] | None,
+    rstd: NDArray[np.float64] | None,
+    brain: bool,
+    scratch: NDArray[Any],
+    n_threads: int,
+) -> None: ...
 def row_function(single: bool) -> object: ...

@@ -21,6 +21,9 @@ from libc.math cimport sqrt
 from normlib._kernels.affine cimport add_run
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
+from normlib._kernels.halves cimport (
+    Halves, as_halves, streams, vec_narrow_halves, vec_widen_halves,
+)
 from normlib._kernels.norm_rows cimport NormForward, forward_capsule
 from normlib._kernels.plain cimport apart, is_eps, is_input, is_like, is_output, is_parameter
 from normlib._kernels.rows cimport (
@@ -350,8 +353,8 @@ def layer_norm_plain(x, gain, bias, eps, out, bint statistics, threads_for):
 
 
 cdef void add_part(const vreal *x, const vreal *residual, const vreal *gain, const vreal *bias,
-                   vreal *y, vreal *total, double *mean, double *rstd, Py_ssize_t n_rows, Py_ssize_t n,
-                   double eps, int part, int n_parts) noexcept nogil:
+                   vreal *y, vreal *total, double *mean, double *rstd, Py_ssize_t n_rows,
+                   Py_ssize_t n, double eps, int part, int n_parts) noexcept nogil:
     """The groups of one of n_parts equal parts of total = x + residual, and of y."""
     # Where total goes past the cache, its group stays here until it is normalized.
     cdef double buffer[GROUP_FLOATS]
@@ -382,15 +385,14 @@ cdef void add_part(const vreal *x, const vreal *residual, const vreal *gain, con
 
 
 cdef void add_rows(const vreal *x, const vreal *residual, const vreal *gain, const vreal *bias,
-                   vreal *y, vreal *total, double *mean, double *rstd, Py_ssize_t n_rows, Py_ssize_t n,
-                   double eps, int n_threads) noexcept nogil:
+                   vreal *y, vreal *total, double *mean, double *rstd, Py_ssize_t n_rows,
+                   Py_ssize_t n, double eps, int n_threads) noexcept nogil:
     cdef int part
     if n_threads == 1:
         add_part(x, residual, gain, bias, y, total, mean, rstd, n_rows, n, eps, 0, 1)
         return
     for part in prange(n_threads, schedule="static", num_threads=n_threads):
-        add_part(x, residual, gain, bias, y, total, mean, rstd, n_rows, n, eps, part,
-                 n_threads)
+        add_part(x, residual, gain, bias, y, total, mean, rstd, n_rows, n, eps, part, n_threads)
 
 
 cdef int run_add(object x, object residual, object gain, object bias, object y,
@@ -409,13 +411,11 @@ cdef int run_add(object x, object residual, object gain, object bias, object y,
         if single:
             add_rows[vf32](<vf32 *>x_data, <vf32 *>residual_data, <vf32 *>gain_data,
                            <vf32 *>bias_data, <vf32 *>y_data, <vf32 *>total_data,
-                           mean_data, rstd_data,
-                           n_rows, n, eps, n_threads)
+                           mean_data, rstd_data, n_rows, n, eps, n_threads)
         else:
             add_rows[vf64](<vf64 *>x_data, <vf64 *>residual_data, <vf64 *>gain_data,
                            <vf64 *>bias_data, <vf64 *>y_data, <vf64 *>total_data,
-                           mean_data, rstd_data,
-                           n_rows, n, eps, n_threads)
+                           mean_data, rstd_data, n_rows, n, eps, n_threads)
     return 0
 
 
@@ -438,6 +438,63 @@ def add_layer_norm_plain(x, residual, gain, bias, eps, threads_for):
     run_add(x, residual, gain, bias, y, total, None, None, n_rows, n, eps,
             threads_for(n_rows * n))
     return y, total
+
+
+# ---- half types ----------------------------------------------------------------------------------
+
+
+cdef void half_part(const Halves *halves, const vf32 *gain, const vf32 *bias, double *mean,
+                    double *rstd, Py_ssize_t n_rows, Py_ssize_t n, double eps, int part,
+                    int n_parts) noexcept nogil:
+    """The groups of one of n_parts equal parts."""
+    cdef float *near = halves.scratch + part * halves.scratch_size
+    cdef Py_ssize_t group = max(1, min(GROUP, GROUP_FLOATS // n))
+    cdef Py_ssize_t n_groups = (n_rows + group - 1) // group
+    cdef Py_ssize_t first = n_groups * part // n_parts * group
+    cdef Py_ssize_t stop = min(n_groups * (part + 1) // n_parts * group, n_rows)
+    cdef bint stream = streams(halves, n_rows, n)
+    cdef Py_ssize_t count
+    while first < stop:
+        count = min(group, stop - first)
+        vec_widen_halves(halves.x + first * n, near, count * n, halves.brain)
+        forward_group(<const vf32 *>near, gain, bias, <vf32 *>near,
+                      NULL if mean == NULL else mean + first,
+                      NULL if rstd == NULL else rstd + first, count, n, eps, False)
+        vec_narrow_halves(near, halves.y + first * n, count * n, halves.brain, stream)
+        first += group
+    if stream:
+        vec_fence()
+
+
+cdef void half_rows(Halves halves, const vf32 *gain, const vf32 *bias, double *mean,
+                    double *rstd, Py_ssize_t n_rows, Py_ssize_t n, double eps,
+                    int n_threads) noexcept nogil:
+    cdef int part
+    if n_threads == 1:
+        half_part(&halves, gain, bias, mean, rstd, n_rows, n, eps, 0, 1)
+        return
+    for part in prange(n_threads, schedule="static", num_threads=n_threads):
+        half_part(&halves, gain, bias, mean, rstd, n_rows, n, eps, part, n_threads)
+
+
+def half_scratch_size(Py_ssize_t n):
+    """Floats of scratch that a thread needs for rows of n halves."""
+    return max(<Py_ssize_t>GROUP_FLOATS, n)
+
+
+def layer_norm_half(x, gain, bias, double eps, y, mean, rstd, bint brain, scratch,
+                    int n_threads):
+    """Rows of a half type, as uint16; gain and bias in float32."""
+    cdef Py_ssize_t n_rows = dim(x, 0)
+    cdef Py_ssize_t n = dim(x, 1)
+    cdef Halves halves = as_halves(x, y, brain, scratch)
+    cdef void *gain_data = address(gain)
+    cdef void *bias_data = address(bias)
+    cdef double *mean_data = <double *>address(mean)
+    cdef double *rstd_data = <double *>address(rstd)
+    with nogil:
+        half_rows(halves, <vf32 *>gain_data, <vf32 *>bias_data, mean_data, rstd_data, n_rows, n,
+                  eps, n_threads)
 
 
 # ---- one row, for a loop of others ---------------------------------------------------------------

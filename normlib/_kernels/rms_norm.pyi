@@ -47,3 +47,14 @@ def add_rms_norm_plain(
     eps: float,
     threads_for: Callable[[int], int],
 ) -> tuple[NDArray[Any], NDArray[Any]] | None: ...
+def half_scratch_size(n: int) -> int: ...
+def rms_norm_half(
+    x: NDArray[np.uint16],
+    gain: NDArray[Any] | None,
+    eps: float,
+    y: NDArray[np.uint16],
+    rstd: NDArray[np.float64] | None,
+    brain: bool,
+    scratch: NDArray[Any],
+    n_threads: int,
+) -> None: ...

@@ -18,6 +18,9 @@ from libc.math cimport fabs, frexp, isfinite, ldexp, sqrt
 from normlib._kernels.affine cimport add_run, affine_row
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
+from normlib._kernels.halves cimport (
+    Halves, as_halves, streams, vec_narrow_halves, vec_widen_halves,
+)
 from normlib._kernels.plain cimport apart, is_eps, is_input, is_like, is_output, is_parameter
 from normlib._kernels.rows cimport FOLD, GROUP, QUICK, needs_scaling, vector_range
 from normlib._kernels.vec cimport (
@@ -409,3 +412,53 @@ def add_rms_norm_plain(x, residual, gain, eps, threads_for):
     total = aligned_like(x)
     run_add(x, residual, gain, y, total, None, n_rows, n, eps, threads_for(n_rows * n))
     return y, total
+
+
+# ---- half types ----------------------------------------------------------------------------------
+
+
+cdef void half_part(const Halves *halves, const vf32 *gain, double *rstd, Py_ssize_t n_rows,
+                    Py_ssize_t n, double eps, int part, int n_parts) noexcept nogil:
+    """The groups of one of n_parts equal parts."""
+    cdef float *near = halves.scratch + part * halves.scratch_size
+    cdef Py_ssize_t group = max(1, min(GROUP, GROUP_FLOATS // n))
+    cdef Py_ssize_t n_groups = (n_rows + group - 1) // group
+    cdef Py_ssize_t first = n_groups * part // n_parts * group
+    cdef Py_ssize_t stop = min(n_groups * (part + 1) // n_parts * group, n_rows)
+    cdef bint stream = streams(halves, n_rows, n)
+    cdef Py_ssize_t count
+    while first < stop:
+        count = min(group, stop - first)
+        vec_widen_halves(halves.x + first * n, near, count * n, halves.brain)
+        forward_group(<const vf32 *>near, gain, <vf32 *>near,
+                      NULL if rstd == NULL else rstd + first, count, n, eps, False)
+        vec_narrow_halves(near, halves.y + first * n, count * n, halves.brain, stream)
+        first += group
+    if stream:
+        vec_fence()
+
+
+cdef void half_rows(Halves halves, const vf32 *gain, double *rstd, Py_ssize_t n_rows,
+                    Py_ssize_t n, double eps, int n_threads) noexcept nogil:
+    cdef int part
+    if n_threads == 1:
+        half_part(&halves, gain, rstd, n_rows, n, eps, 0, 1)
+        return
+    for part in prange(n_threads, schedule="static", num_threads=n_threads):
+        half_part(&halves, gain, rstd, n_rows, n, eps, part, n_threads)
+
+
+def half_scratch_size(Py_ssize_t n):
+    """Floats of scratch that a thread needs for rows of n halves."""
+    return max(<Py_ssize_t>GROUP_FLOATS, n)
+
+
+def rms_norm_half(x, gain, double eps, y, rstd, bint brain, scratch, int n_threads):
+    """Rows of a half type, as uint16; gain in float32."""
+    cdef Py_ssize_t n_rows = dim(x, 0)
+    cdef Py_ssize_t n = dim(x, 1)
+    cdef Halves halves = as_halves(x, y, brain, scratch)
+    cdef void *gain_data = address(gain)
+    cdef double *rstd_data = <double *>address(rstd)
+    with nogil:
+        half_rows(halves, <vf32 *>gain_data, rstd_data, n_rows, n, eps, n_threads)

@@ -509,4 +509,170 @@ VEC_FN double vf64_get(const vf64 *row, ptrdiff_t i) { return ((const double *)r
 VEC_FN void vf32_put(vf32 *row, ptrdiff_t i, double v) { ((float *)row)[i] = (float)v; }
 VEC_FN void vf64_put(vf64 *row, ptrdiff_t i, double v) { ((double *)row)[i] = v; }
 
+/* ---- half types in memory: float16 (IEEE) and bfloat16, as vectors of float ---------------------------- *
+ * ---- and back, rounded to nearest, ties to even; a NaN stays one                                    ---- */
+
+#if VEC_BYTES == 64
+VEC_FN vf32 vf32_from_f16(const uint16_t *p)
+{
+    return (vf32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+VEC_FN vf32 vf32_from_bf16(const uint16_t *p)
+{
+    __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return (vf32)_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+}
+typedef __m256i vec_halves;
+VEC_FN vec_halves vf32_as_f16(vf32 v)
+{
+    return _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+VEC_FN vec_halves vf32_as_bf16(vf32 v)
+{
+    __m512i bits = _mm512_castps_si512((__m512)v);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+    up = _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16));
+}
+VEC_FN void vec_put_halves(uint16_t *p, vec_halves h) { _mm256_storeu_si256((__m256i *)p, h); }
+VEC_FN void vec_stream_halves(uint16_t *p, vec_halves h) { _mm256_stream_si256((__m256i *)p, h); }
+#elif VEC_BYTES == 32 && defined(__F16C__)
+VEC_FN vf32 vf32_from_f16(const uint16_t *p)
+{
+    return (vf32)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+VEC_FN vf32 vf32_from_bf16(const uint16_t *p)
+{
+    __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return (vf32)_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+}
+typedef __m128i vec_halves;
+VEC_FN vec_halves vf32_as_f16(vf32 v)
+{
+    return _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+VEC_FN vec_halves vf32_as_bf16(vf32 v)
+{
+    __m256i bits = _mm256_castps_si256((__m256)v);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps((__m256)v, (__m256)v, _CMP_UNORD_Q));
+    up = _mm256_srli_epi32(_mm256_blendv_epi8(up, quiet, nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(up), _mm256_extracti128_si256(up, 1));
+}
+VEC_FN void vec_put_halves(uint16_t *p, vec_halves h) { _mm_storeu_si128((__m128i *)p, h); }
+VEC_FN void vec_stream_halves(uint16_t *p, vec_halves h) { _mm_stream_si128((__m128i *)p, h); }
+#else
+VEC_FN float vec_one_from_f16(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff, bits;
+    float f;
+    if (rest >= 0x7c00) {                   /* Inf, NaN */
+        bits = sign | 0x7f800000 | (rest & 0x3ff) << 13 | (rest > 0x7c00 ? 0x400000 : 0);
+    } else if (rest >= 0x400) {
+        bits = sign | ((rest << 13) + (112u << 23));
+    } else {                                /* subnormal: a multiple of 2**-24 */
+        f = (float)rest * 5.9604644775390625e-8f;
+        memcpy(&bits, &f, 4);
+        bits |= sign;
+    }
+    memcpy(&f, &bits, 4);
+    return f;
+}
+VEC_FN uint16_t vec_one_as_f16(float f)
+{
+    uint32_t bits, sign, rest;
+    memcpy(&bits, &f, 4);
+    sign = bits >> 16 & 0x8000;
+    rest = bits & 0x7fffffff;
+    if (rest > 0x7f800000) return (uint16_t)(sign | 0x7e00 | (rest >> 13 & 0x1ff));
+    if (rest >= 0x477ff000) return (uint16_t)(sign | 0x7c00);       /* 65520 and more */
+    if (rest < 0x38800000) {                /* subnormal: rounded by the addition to 0.5 */
+        float size, half = 0.5f;
+        uint32_t rounded, base;
+        memcpy(&size, &rest, 4);
+        size += half;
+        memcpy(&rounded, &size, 4);
+        memcpy(&base, &half, 4);
+        return (uint16_t)(sign | (rounded - base));
+    }
+    rest += 0xfff + (rest >> 13 & 1);
+    return (uint16_t)(sign | (rest - (112u << 23)) >> 13);
+}
+VEC_FN float vec_one_from_bf16(uint16_t h)
+{
+    uint32_t bits = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+VEC_FN uint16_t vec_one_as_bf16(float f)
+{
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+typedef struct { uint16_t at[VF32_LANES]; } vec_halves;
+#define VEC_DEFINE_HALF(KIND)                                                         \
+    VEC_FN vf32 vf32_from_##KIND(const uint16_t *p)                                   \
+    {                                                                                 \
+        float lanes[VF32_LANES];                                                      \
+        vf32 v;                                                                       \
+        for (int i = 0; i < VF32_LANES; i++) lanes[i] = vec_one_from_##KIND(p[i]);    \
+        memcpy(&v, lanes, sizeof v);                                                  \
+        return v;                                                                     \
+    }                                                                                 \
+    VEC_FN vec_halves vf32_as_##KIND(vf32 v)                                          \
+    {                                                                                 \
+        float lanes[VF32_LANES];                                                      \
+        vec_halves h;                                                                 \
+        memcpy(lanes, &v, sizeof v);                                                  \
+        for (int i = 0; i < VF32_LANES; i++) h.at[i] = vec_one_as_##KIND(lanes[i]);   \
+        return h;                                                                     \
+    }
+VEC_DEFINE_HALF(f16)
+VEC_DEFINE_HALF(bf16)
+VEC_FN void vec_put_halves(uint16_t *p, vec_halves h) { memcpy(p, &h, sizeof h); }
+VEC_FN void vec_stream_halves(uint16_t *p, vec_halves h) { vec_put_halves(p, h); }
+#endif
+
+/* n of them as floats. */
+VEC_FN void vec_widen_halves(const uint16_t *x, float *y, ptrdiff_t n, int brain)
+{
+    ptrdiff_t i = 0;
+    uint16_t tail[VF32_LANES] = {0};
+    if (brain)
+        for (; i + VF32_LANES <= n; i += VF32_LANES) *(vf32 *)(y + i) = vf32_from_bf16(x + i);
+    else
+        for (; i + VF32_LANES <= n; i += VF32_LANES) *(vf32 *)(y + i) = vf32_from_f16(x + i);
+    if (i < n) {
+        memcpy(tail, x + i, (size_t)(n - i) * 2);
+        vf32_store_first((vf32 *)(y + i), brain ? vf32_from_bf16(tail) : vf32_from_f16(tail), n - i);
+    }
+}
+
+/* n floats as halves; past the cache if stream, which needs y at a multiple of half a vector. */
+VEC_FN void vec_narrow_halves(const float *x, uint16_t *y, ptrdiff_t n, int brain, int stream)
+{
+    ptrdiff_t i = 0;
+    uint16_t tail[VF32_LANES];
+    for (; i + VF32_LANES <= n; i += VF32_LANES) {
+        vf32 v = *(const vf32 *)(x + i);
+        vec_halves h = brain ? vf32_as_bf16(v) : vf32_as_f16(v);
+        if (stream)
+            vec_stream_halves(y + i, h);
+        else
+            vec_put_halves(y + i, h);
+    }
+    if (i < n) {
+        vf32 v = vf32_load_first((const vf32 *)(x + i), n - i);
+        vec_put_halves(tail, brain ? vf32_as_bf16(v) : vf32_as_f16(v));
+        memcpy(y + i, tail, (size_t)(n - i) * 2);
+    }
+}
+
 #endif

@@ -8,18 +8,21 @@ from numpy.typing import ArrayLike
 from normlib import _kernels
 from normlib._kernels.buffers import aligned_like
 from normlib.arrays import (
+    SINGLE,
     Array,
     Axis,
     as_float,
     as_like,
     check_eps,
     check_out,
+    computing_dtype,
     required_like,
     writable_directly,
 )
 from normlib.errors import ParameterError
-from normlib.functional.layer import _LAST, _Rows, layer_norm_backward
-from normlib.functional.rms import rms_norm_backward
+from normlib.functional import half
+from normlib.functional.layer import _LAST, _Rows, layer_norm_backward, layer_norm_forward
+from normlib.functional.rms import rms_norm_backward, rms_norm_forward
 from normlib.threads import threads_for
 
 __all__ = [
@@ -48,7 +51,11 @@ def _add_norm(
 ) -> tuple[Array, Array, Array | None, Array | None]:
     """y, the sum, its mean (if centered) and rstd: layer norm if centered, else RMS norm."""
     eps = check_eps(eps)
-    x = as_float(x, "x")
+    x = as_float(x, "x", half=True)
+    if x.dtype.itemsize == 2:
+        return _add_norm_half(
+            x, residual, gain, bias, axis, eps, out, statistics, centered=centered
+        )
     view = _Rows.of(x, axis)
     residual = required_like(residual, "residual", x.shape, x.dtype, "x")
     gain = as_like(gain, "gain", view.features, x.dtype, view.what)
@@ -88,6 +95,33 @@ def _add_norm(
     )
     kept = [None if one is None else one.reshape(view.kept) for one in (mean, rstd)]
     return y, total, kept[0], kept[1]
+
+
+def _add_norm_half(
+    x: Array,
+    residual: ArrayLike,
+    gain: ArrayLike | None,
+    bias: ArrayLike | None,
+    axis: Axis,
+    eps: float,
+    out: Pair | None,
+    statistics: bool,
+    *,
+    centered: bool,
+) -> tuple[Array, Array, Array | None, Array | None]:
+    """The sum is rounded to x's type, and then normalized."""
+    _check_pair(out, x)
+    total = half.widen(x) + required_like(residual, "residual", x.shape, SINGLE, "x")
+    total = half.rounded(x, total)
+    mean: Array | None = None
+    if centered:
+        y, mean, rstd = layer_norm_forward(total, gain, bias, axis=axis, eps=eps)
+    else:
+        y, rstd = rms_norm_forward(total, gain, axis=axis, eps=eps)
+    if out is not None:
+        out[0][...], out[1][...] = y, total
+        y, total = out
+    return y, total, mean, rstd
 
 
 def _check_pair(out: Pair | None, x: Array) -> None:
@@ -188,7 +222,7 @@ def add_layer_norm_forward(
 
 def _plus(dx: Array, dtotal: ArrayLike | None) -> Array:
     if dtotal is not None:
-        dx += required_like(dtotal, "dtotal", dx.shape, dx.dtype, "x")
+        dx += required_like(dtotal, "dtotal", dx.shape, computing_dtype(dx.dtype), "x")
     return dx
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,6 +23,7 @@ from normlib.arrays import (
     writable_directly,
 )
 from normlib.errors import ParameterError, ShapeError
+from normlib.functional import half
 from normlib.threads import threads_for
 
 __all__ = ["batch_norm", "batch_norm_backward", "batch_norm_forward"]
@@ -135,8 +136,10 @@ def batch_norm(
 
     Parameters
     ----------
-    x : array of float32 or float64, any shape
-        Any memory layout and byte order; copied only if it is not C-contiguous.
+    x : array of floats, any shape
+        float32, float64, or a half type: float16 or bfloat16, computed in float32. Of any library
+        whose arrays NumPy can see. Any memory layout and byte order; copied only if it is not
+        C-contiguous.
     mean, var : array (C,)
         Taken as float64.
     gain, bias : array (C,), optional
@@ -156,7 +159,7 @@ def batch_norm(
     Raises
     ------
     DTypeError
-        If an array is neither float32 nor float64.
+        If an array is not of floats, or is out of NumPy's sight.
     ShapeError
         If the shape of an argument does not fit, or the axis does not exist.
     ParameterError
@@ -180,7 +183,10 @@ def batch_norm(
     if plain is not None:
         return plain
     eps = check_eps(eps)
-    x = as_float(x, "x")
+    x = as_float(x, "x", half=True)
+    if x.dtype.itemsize == 2:
+        y = batch_norm(half.widen(x), mean, var, gain, bias, channel_axis=channel_axis, eps=eps)
+        return cast(Array, half.rounded(x, y, out))
     view = _Channels.of(x, channel_axis)
     mean = view.statistic(mean, "mean")
     rstd = _rstd(view.statistic(var, "var"), eps)
@@ -259,7 +265,12 @@ def batch_norm_forward(
         if plain is not None:
             return plain
     eps = check_eps(eps)
-    x = as_float(x, "x")
+    x = as_float(x, "x", half=True)
+    if x.dtype.itemsize == 2:
+        results = batch_norm_forward(
+            half.widen(x), gain, bias, channel_axis=channel_axis, eps=eps, mask=mask
+        )
+        return cast(tuple[Array, Array, Array], half.rounded(x, results, out))
     view = _Channels.of(x, channel_axis, last=mask is not None)
     gain = view.parameter(gain, "gain", x.dtype)
     bias = view.parameter(bias, "bias", x.dtype)
@@ -338,7 +349,12 @@ def batch_norm_backward(
         if plain is not None:
             return plain
     eps = check_eps(eps)
-    x = as_float(x, "x")
+    x = as_float(x, "x", half=True)
+    if x.dtype.itemsize == 2:
+        gradients = batch_norm_backward(
+            dy, half.widen(x), mean, var, gain, channel_axis=channel_axis, eps=eps, mask=mask
+        )
+        return cast(tuple[Array, Array | None, Array], half.rounded(x, gradients))
     view = _Channels.of(x, channel_axis, last=mask is not None)
     dy = required_like(dy, "dy", x.shape, x.dtype, "x")
     mean = view.statistic(mean, "mean")

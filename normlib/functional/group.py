@@ -22,6 +22,7 @@ from normlib.arrays import (
     writable_directly,
 )
 from normlib.errors import ShapeError
+from normlib.functional import half
 from normlib.threads import threads_for
 
 __all__ = [
@@ -134,7 +135,11 @@ def _group_norm(
     statistics: bool,
 ) -> tuple[Array, Array | None, Array | None]:
     eps = check_eps(eps)
-    x = as_float(x, "x")
+    x = as_float(x, "x", half=True)
+    if x.dtype.itemsize == 2:
+        wide = half.widen(x)
+        results = _group_norm(wide, groups, gain, bias, channel_axis, eps, None, statistics)
+        return cast(tuple[Array, Array | None, Array | None], half.rounded(x, results, out))
     view = _Groups.of(x, groups, channel_axis)
     if groups is None:
         _require_two(view, x)
@@ -178,7 +183,10 @@ def _group_norm_backward(
     gain: ArrayLike | None,
     channel_axis: int,
 ) -> tuple[Array, Array | None, Array]:
-    x = as_float(x, "x")
+    x = as_float(x, "x", half=True)
+    if x.dtype.itemsize == 2:
+        gradients = _group_norm_backward(dy, half.widen(x), groups, mean, rstd, gain, channel_axis)
+        return cast(tuple[Array, Array | None, Array], half.rounded(x, gradients))
     view = _Groups.of(x, groups, channel_axis)
     if groups is None:
         _require_two(view, x)
@@ -224,9 +232,10 @@ def group_norm(
 
     Parameters
     ----------
-    x : array of float32 or float64, shape (N, ..., C, ...)
-        Samples first. Any memory layout and byte order; copied only if it is not C-contiguous or
-        its channels are not its second axis.
+    x : array of floats, shape (N, ..., C, ...)
+        float32, float64, or a half type, computed in float32. Samples first.
+        Any memory layout and byte order; copied only if it is not C-contiguous or its channels are
+        not its second axis.
     groups : int
         G, which divides C: each group has C / G neighbouring channels. 1 normalizes a sample as a
         whole, C is `instance_norm`.
@@ -248,7 +257,7 @@ def group_norm(
     Raises
     ------
     DTypeError
-        If an array is neither float32 nor float64.
+        If an array is not of floats, or is out of NumPy's sight.
     ShapeError
         If the shape of an argument does not fit, the axis does not exist or is the first, or
         groups does not divide C.
@@ -378,9 +387,10 @@ def instance_norm(
 
     Parameters
     ----------
-    x : array of float32 or float64, shape (N, ..., C, ...)
-        Samples first, and at least two values per channel of a sample. Any memory layout and byte
-        order; copied only if it is not C-contiguous or its channels are not its second axis.
+    x : array of floats, shape (N, ..., C, ...)
+        float32, float64, or a half type, computed in float32. Samples first,
+        and at least two values per channel of a sample. Any memory layout and byte order; copied
+        only if it is not C-contiguous or its channels are not its second axis.
     gain, bias : array (C,), optional
         Cast to x's type.
     channel_axis : int
@@ -399,7 +409,7 @@ def instance_norm(
     Raises
     ------
     DTypeError
-        If an array is neither float32 nor float64.
+        If an array is not of floats, or is out of NumPy's sight.
     ShapeError
         If the shape of an argument does not fit, the axis does not exist or is the first, or a
         channel of a sample has one value alone.

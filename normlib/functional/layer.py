@@ -18,9 +18,11 @@ from normlib.arrays import (
     check_axes,
     check_eps,
     check_out,
+    computing_dtype,
     required_like,
     writable_directly,
 )
+from normlib.functional import half
 from normlib.threads import threads_for
 
 __all__ = ["layer_norm", "layer_norm_backward", "layer_norm_forward"]
@@ -84,10 +86,10 @@ def _layer_norm(
     statistics: bool,
 ) -> tuple[Array, Array | None, Array | None]:
     eps = check_eps(eps)
-    x = as_float(x, "x")
+    x = as_float(x, "x", half=True)
     view = _Rows.of(x, axis)
-    gain = as_like(gain, "gain", view.features, x.dtype, view.what)
-    bias = as_like(bias, "bias", view.features, x.dtype, view.what)
+    gain = as_like(gain, "gain", view.features, computing_dtype(x.dtype), view.what)
+    bias = as_like(bias, "bias", view.features, computing_dtype(x.dtype), view.what)
     check_out(out, x)
     if x.size == 0:
         y = np.empty(x.shape, x.dtype) if out is None else out
@@ -98,9 +100,14 @@ def _layer_norm(
     rstd = np.empty(len(rows)) if statistics else None
     direct = view.trailing and out is not None and writable_directly(out, rows, gain, bias)
     y_rows = out.reshape(rows.shape) if direct and out is not None else aligned_like(rows)
-    _kernels.layer_norm.layer_norm_forward(
-        rows, gain, bias, eps, y_rows, mean, rstd, threads_for(x.size)
-    )
+    if x.dtype.itemsize == 2:
+        half.normalize_rows(
+            _kernels.layer_norm, "layer_norm_half", rows, (gain, bias), eps, y_rows, (mean, rstd)
+        )
+    else:
+        _kernels.layer_norm.layer_norm_forward(
+            rows, gain, bias, eps, y_rows, mean, rstd, threads_for(x.size)
+        )
     y = out if direct and out is not None else view.restore(y_rows, out)
     if mean is None or rstd is None:
         return y, None, None
@@ -123,8 +130,10 @@ def layer_norm(
 
     Parameters
     ----------
-    x : array of float32 or float64, any shape
-        Any memory layout and byte order; copied only if it is not C-contiguous.
+    x : array of floats, any shape
+        float32, float64, or a half type: float16 or bfloat16, computed in float32. Of any library
+        whose arrays NumPy can see. Any memory layout and byte order; copied only if it is not
+        C-contiguous.
     gain, bias : array, optional
         With x's sizes at the normalized axes, in x's order; cast to x's type.
     axis : int or tuple of int
@@ -143,7 +152,7 @@ def layer_norm(
     Raises
     ------
     DTypeError
-        If an array is neither float32 nor float64.
+        If an array is not of floats, or is out of NumPy's sight.
     ShapeError
         If the shape of gain, bias or out does not fit, or an axis does not exist.
     ParameterError
@@ -259,7 +268,10 @@ def layer_norm_backward(
         )
         if plain is not None:
             return plain
-    x = as_float(x, "x")
+    x = as_float(x, "x", half=True)
+    if x.dtype.itemsize == 2:
+        gradients = layer_norm_backward(dy, half.widen(x), mean, rstd, gain, axis=axis)
+        return cast(tuple[Array, Array | None, Array], half.rounded(x, gradients))
     view = _Rows.of(x, axis)
     dy = required_like(dy, "dy", x.shape, x.dtype, "x")
     mean = required_like(mean, "mean", view.kept, DOUBLE, "the other axes of x")

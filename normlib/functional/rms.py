@@ -15,9 +15,11 @@ from normlib.arrays import (
     as_like,
     check_eps,
     check_out,
+    computing_dtype,
     required_like,
     writable_directly,
 )
+from normlib.functional import half
 from normlib.functional.layer import _LAST, _Rows
 from normlib.threads import threads_for
 
@@ -33,9 +35,9 @@ def _rms_norm(
     statistics: bool,
 ) -> tuple[Array, Array | None]:
     eps = check_eps(eps)
-    x = as_float(x, "x")
+    x = as_float(x, "x", half=True)
     view = _Rows.of(x, axis)
-    gain = as_like(gain, "gain", view.features, x.dtype, view.what)
+    gain = as_like(gain, "gain", view.features, computing_dtype(x.dtype), view.what)
     check_out(out, x)
     if x.size == 0:
         y = np.empty(x.shape, x.dtype) if out is None else out
@@ -44,7 +46,10 @@ def _rms_norm(
     rstd = np.empty(len(rows)) if statistics else None
     direct = view.trailing and out is not None and writable_directly(out, rows, gain)
     y_rows = out.reshape(rows.shape) if direct and out is not None else aligned_like(rows)
-    _kernels.rms_norm.rms_norm_forward(rows, gain, eps, y_rows, rstd, threads_for(x.size))
+    if x.dtype.itemsize == 2:
+        half.normalize_rows(_kernels.rms_norm, "rms_norm_half", rows, (gain,), eps, y_rows, (rstd,))
+    else:
+        _kernels.rms_norm.rms_norm_forward(rows, gain, eps, y_rows, rstd, threads_for(x.size))
     y = out if direct and out is not None else view.restore(y_rows, out)
     return y, None if rstd is None else rstd.reshape(view.kept)
 
@@ -63,8 +68,10 @@ def rms_norm(
 
     Parameters
     ----------
-    x : array of float32 or float64, any shape
-        Any memory layout and byte order; copied only if it is not C-contiguous.
+    x : array of floats, any shape
+        float32, float64, or a half type: float16 or bfloat16, computed in float32. Of any library
+        whose arrays NumPy can see. Any memory layout and byte order; copied only if it is not
+        C-contiguous.
     gain : array, optional
         With x's sizes at the normalized axes, in x's order; cast to x's type.
     axis : int or tuple of int
@@ -85,7 +92,7 @@ def rms_norm(
     Raises
     ------
     DTypeError
-        If an array is neither float32 nor float64.
+        If an array is not of floats, or is out of NumPy's sight.
     ShapeError
         If the shape of gain or out does not fit, or an axis does not exist.
     ParameterError
@@ -192,7 +199,10 @@ def rms_norm_backward(
     >>> dx.round(12) + 0, dgain
     (array([[0., 0.]]), array([0.2, 9.8]))
     """
-    x = as_float(x, "x")
+    x = as_float(x, "x", half=True)
+    if x.dtype.itemsize == 2:
+        gradients = rms_norm_backward(dy, half.widen(x), rstd, gain, axis=axis)
+        return cast(tuple[Array, Array | None], half.rounded(x, gradients))
     view = _Rows.of(x, axis)
     dy = required_like(dy, "dy", x.shape, x.dtype, "x")
     rstd = required_like(rstd, "rstd", view.kept, DOUBLE, "the other axes of x")

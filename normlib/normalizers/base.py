@@ -345,7 +345,7 @@ class Normalizer(abc.ABC):
         ShapeError, DTypeError, ParameterError
             As ``forward``.
         """
-        array = as_float(x, "x")
+        array = as_float(x, "x", half=True)
         if array.ndim == 0 or array.shape[-1] != self.features:
             raise ShapeError(
                 f"x must have shape (..., {self.features}), as this {type(self).__name__} has "

@@ -1,0 +1,60 @@
+"""Half types, float16 and bfloat16: stored as such, computed in float32, rounded once."""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from normlib import _kernels
+from normlib.arrays import HALF, SINGLE, Array, check_out
+from normlib.threads import threads_for
+
+__all__ = ["normalize_rows", "rounded", "widen"]
+
+
+def normalize_rows(
+    module: ModuleType,
+    name: str,
+    rows: Array,
+    parameters: tuple[Array | None, ...],
+    eps: float,
+    y: Array,
+    statistics: tuple[Array | None, ...],
+) -> None:
+    """Normalize rows of a half type into y, of that type, by a kernel that widens as it goes."""
+    n_threads = threads_for(rows.size)
+    scratch = np.empty((n_threads, module.half_scratch_size(rows.shape[1])), SINGLE)
+    kernel = getattr(module, name)
+    brain = rows.dtype != HALF
+    bits, y_bits = rows.view(np.uint16), y.view(np.uint16)
+    kernel(bits, *parameters, eps, y_bits, *statistics, brain, scratch, n_threads)
+
+
+def widen(x: Array) -> Array:
+    """An array of a half type in float32, C-contiguous."""
+    bits = np.ascontiguousarray(x).view(np.uint16)
+    wide = np.empty(x.shape, SINGLE)
+    _kernels.halves.widen(bits, wide, x.size, x.dtype != HALF, threads_for(x.size))
+    return wide
+
+
+def _narrow(wide: Array, dtype: np.dtype[Any]) -> Array:
+    narrow = np.empty(wide.shape, dtype)
+    wide = np.ascontiguousarray(wide)
+    bits = narrow.view(np.uint16)
+    _kernels.halves.narrow(wide, bits, wide.size, dtype != HALF, threads_for(wide.size))
+    return narrow
+
+
+def rounded(x: Array, results: Any, out: Array | None = None) -> Any:
+    """Results for `widen(x)`: what is float32 in x's type, the first array in out if given."""
+    check_out(out, x)
+    if not isinstance(results, tuple):
+        return rounded(x, (results,), out)[0]
+    narrow = [
+        _narrow(one, x.dtype) if one is not None and one.dtype == SINGLE else one for one in results
+    ]
+    if out is not None:
+        out[...] = narrow[0]
+        narrow[0] = out
+    return tuple(narrow)
