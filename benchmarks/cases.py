@@ -46,6 +46,11 @@ class Inputs(NamedTuple):
     out: Array
 
     @property
+    def groups(self) -> int:
+        """For group norm: 32, or what of it divides the channels."""
+        return math.gcd(32, self.x.shape[1])
+
+    @property
     def axes(self) -> tuple[int, ...]:
         """Those that batch norm reduces: all but axis 1."""
         return (0, *range(2, self.x.ndim))
@@ -79,6 +84,7 @@ class Op:
     oracle: Callable[[Inputs], tuple[Array, ...]]
     goal: float
     dtypes: Sequence[str] = ("float32",)
+    min_ndim: int = 2
     max_ndim: int = 2
     min_rows: int = 1
 
@@ -125,6 +131,40 @@ def _batch_norm_backward(i: Inputs) -> tuple[Array, ...]:
     return formulas.batch_norm_backward(i.dy, i.x, mean, rstd, i.by_channel(i.gain), i.axes)
 
 
+def _rms_norm(i: Inputs) -> tuple[Array, ...]:
+    return (formulas.rms_norm(i.x, i.gain, EPS),)
+
+
+def _rms_norm_backward(i: Inputs) -> tuple[Array, ...]:
+    return formulas.rms_norm_backward(i.dy, i.x, formulas.rms(i.x, EPS), i.gain)
+
+
+def _add_layer_norm(i: Inputs) -> tuple[Array, ...]:
+    return formulas.add_layer_norm(i.x, i.dy, i.gain, i.bias, EPS)
+
+
+def _add_rms_norm(i: Inputs) -> tuple[Array, ...]:
+    return formulas.add_rms_norm(i.x, i.dy, i.gain, EPS)
+
+
+def _group_norm(i: Inputs) -> tuple[Array, ...]:
+    gain, bias = i.by_channel(i.gain), i.by_channel(i.bias)
+    return (formulas.group_norm(i.x, i.groups, gain, bias, EPS),)
+
+
+def _group_norm_backward(i: Inputs) -> tuple[Array, ...]:
+    return formulas.group_norm_backward(i.dy, i.x, i.groups, i.by_channel(i.gain), EPS)
+
+
+def _instance_norm(i: Inputs) -> tuple[Array, ...]:
+    gain, bias = i.by_channel(i.gain), i.by_channel(i.bias)
+    return (formulas.group_norm(i.x, i.x.shape[1], gain, bias, EPS),)
+
+
+def _instance_norm_backward(i: Inputs) -> tuple[Array, ...]:
+    return formulas.group_norm_backward(i.dy, i.x, i.x.shape[1], i.by_channel(i.gain), EPS)
+
+
 BOTH = ("float32", "float64")
 OPS = {
     "layer_norm_out": Op("layer norm, out= given", ROWS, 2, _layer_norm, 2.5, BOTH),
@@ -140,6 +180,21 @@ OPS = {
     "batch_norm": Op("batch norm, inference", ALL, 2, _batch_norm, 2.0, max_ndim=4),
     "batch_norm_backward": Op(
         "batch norm, backward", ALL, 3, _batch_norm_backward, 2.0, max_ndim=4, min_rows=2
+    ),
+    "rms_norm_out": Op("RMS norm, out= given", ROWS, 2, _rms_norm, 2.5),
+    "rms_norm": Op("RMS norm", ROWS, 2, _rms_norm, 2.5),
+    "rms_norm_backward": Op("RMS norm, backward", ROWS, 3, _rms_norm_backward, 2.0),
+    "add_layer_norm_out": Op("addition and layer norm, out= given", ROWS, 4, _add_layer_norm, 1.5),
+    "add_layer_norm": Op("addition and layer norm", ROWS, 4, _add_layer_norm, 1.5),
+    "add_rms_norm": Op("addition and RMS norm", ROWS, 4, _add_rms_norm, 1.5),
+    "group_norm_out": Op("group norm, out= given", ALL, 2, _group_norm, 1.5, max_ndim=4),
+    "group_norm": Op("group norm", ALL, 2, _group_norm, 1.5, max_ndim=4),
+    "group_norm_backward": Op(
+        "group norm, backward", ALL, 3, _group_norm_backward, 1.5, max_ndim=4
+    ),
+    "instance_norm": Op("instance norm", IMAGES, 2, _instance_norm, 2.0, min_ndim=3, max_ndim=4),
+    "instance_norm_backward": Op(
+        "instance norm, backward", IMAGES, 3, _instance_norm_backward, 1.5, min_ndim=3, max_ndim=4
     ),
     "call": Op("layer norm, cost of a call", [(1, 8)], 2, _layer_norm, 1 / 0.6),
 }
@@ -229,7 +284,7 @@ def select(
         # What a call costs does not depend on a shape that someone asks for.
         own = op.shapes if shapes is None or name == "call" else shapes
         for dtype, shape in itertools.product(op.dtypes, own):
-            fits = len(shape) <= op.max_ndim and shape[0] >= op.min_rows
+            fits = op.min_ndim <= len(shape) <= op.max_ndim and shape[0] >= op.min_rows
             if fits and (dtypes is None or dtype in dtypes):
                 yield Case(name, shape, dtype)
 

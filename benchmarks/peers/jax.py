@@ -58,6 +58,38 @@ class Jax(Peer):
 
         return _jit(backward, i.dy, i.x, mean, rstd, i.by_channel(i.gain))
 
+    def rms_norm(self, i: Inputs) -> Run:
+        return _jit(lambda x, g: formulas.rms_norm(x, g, EPS), i.x, i.gain)
+
+    rms_norm_out = rms_norm
+
+    def rms_norm_backward(self, i: Inputs) -> Run:
+        rstd = formulas.rms(i.x, i.x.dtype.type(EPS))
+        return _jit(formulas.rms_norm_backward, i.dy, i.x, rstd, i.gain)
+
+    def add_layer_norm(self, i: Inputs) -> Run:
+        def add(x: Any, residual: Any, gain: Any, bias: Any) -> Any:
+            return formulas.add_layer_norm(x, residual, gain, bias, EPS)
+
+        return _jit(add, i.x, i.dy, i.gain, i.bias)
+
+    add_layer_norm_out = add_layer_norm
+
+    def add_rms_norm(self, i: Inputs) -> Run:
+        return _jit(lambda x, r, g: formulas.add_rms_norm(x, r, g, EPS), i.x, i.dy, i.gain)
+
+    def group_norm(self, i: Inputs) -> Run:
+        return self._by_groups(i, i.groups)
+
+    group_norm_out = group_norm
+
+    def instance_norm(self, i: Inputs) -> Run:
+        return self._by_groups(i, i.x.shape[1])
+
+    def _by_groups(self, i: Inputs, groups: int) -> Run:
+        gain, bias = i.by_channel(i.gain), i.by_channel(i.bias)
+        return _jit(lambda x, g, b: formulas.group_norm(x, groups, g, b, EPS), i.x, gain, bias)
+
 
 def _jit(function: Callable[..., Any], *arrays: Array) -> Callable[[], Any]:
     compiled = jax.jit(function)

@@ -1,5 +1,7 @@
 """normlib, through its public API."""
 
+import numpy as np
+
 import normlib
 from benchmarks.cases import EPS, Inputs
 from benchmarks.peers.base import Peer, Run
@@ -49,3 +51,40 @@ class Normlib(Peer):
         return lambda: normlib.batch_norm_backward(
             i.dy, i.x, mean, var, i.gain, channel_axis=1, eps=EPS
         )
+
+    def rms_norm(self, i: Inputs) -> Run:
+        return lambda: normlib.rms_norm(i.x, i.gain, eps=EPS)
+
+    def rms_norm_out(self, i: Inputs) -> Run:
+        return lambda: normlib.rms_norm(i.x, i.gain, eps=EPS, out=i.out)
+
+    def rms_norm_backward(self, i: Inputs) -> Run:
+        _, rstd = normlib.rms_norm_forward(i.x, i.gain, eps=EPS)
+        return lambda: normlib.rms_norm_backward(i.dy, i.x, rstd, i.gain)
+
+    def add_layer_norm(self, i: Inputs) -> Run:
+        return lambda: normlib.add_layer_norm(i.x, i.dy, i.gain, i.bias, eps=EPS)
+
+    def add_layer_norm_out(self, i: Inputs) -> Run:
+        out = i.out, np.zeros_like(i.out)
+        return lambda: normlib.add_layer_norm(i.x, i.dy, i.gain, i.bias, eps=EPS, out=out)
+
+    def add_rms_norm(self, i: Inputs) -> Run:
+        return lambda: normlib.add_rms_norm(i.x, i.dy, i.gain, eps=EPS)
+
+    def group_norm(self, i: Inputs) -> Run:
+        return lambda: normlib.group_norm(i.x, i.groups, i.gain, i.bias, eps=EPS)
+
+    def group_norm_out(self, i: Inputs) -> Run:
+        return lambda: normlib.group_norm(i.x, i.groups, i.gain, i.bias, eps=EPS, out=i.out)
+
+    def group_norm_backward(self, i: Inputs) -> Run:
+        _, mean, rstd = normlib.group_norm_forward(i.x, i.groups, eps=EPS)
+        return lambda: normlib.group_norm_backward(i.dy, i.x, i.groups, mean, rstd, i.gain)
+
+    def instance_norm(self, i: Inputs) -> Run:
+        return lambda: normlib.instance_norm(i.x, i.gain, i.bias, eps=EPS)
+
+    def instance_norm_backward(self, i: Inputs) -> Run:
+        _, mean, rstd = normlib.instance_norm_forward(i.x, eps=EPS)
+        return lambda: normlib.instance_norm_backward(i.dy, i.x, mean, rstd, i.gain)

@@ -55,3 +55,30 @@ class NumPy(Peer):
         rstd = (var + EPS) ** -0.5
         gain = i.by_channel(i.gain)
         return lambda: formulas.batch_norm_backward(i.dy, i.x, mean, rstd, gain, i.axes)
+
+    def rms_norm(self, i: Inputs) -> Run:
+        return lambda: formulas.rms_norm(i.x, i.gain, EPS)
+
+    rms_norm_out = rms_norm
+
+    def rms_norm_backward(self, i: Inputs) -> Run:
+        rstd = formulas.rms(i.x, EPS)
+        return lambda: formulas.rms_norm_backward(i.dy, i.x, rstd, i.gain)
+
+    def add_layer_norm(self, i: Inputs) -> Run:
+        return lambda: formulas.add_layer_norm(i.x, i.dy, i.gain, i.bias, EPS)
+
+    add_layer_norm_out = add_layer_norm
+
+    def add_rms_norm(self, i: Inputs) -> Run:
+        return lambda: formulas.add_rms_norm(i.x, i.dy, i.gain, EPS)
+
+    def group_norm(self, i: Inputs) -> Run:
+        gain, bias = i.by_channel(i.gain), i.by_channel(i.bias)
+        return lambda: formulas.group_norm(i.x, i.groups, gain, bias, EPS)
+
+    group_norm_out = group_norm
+
+    def instance_norm(self, i: Inputs) -> Run:
+        gain, bias = i.by_channel(i.gain), i.by_channel(i.bias)
+        return lambda: formulas.group_norm(i.x, i.x.shape[1], gain, bias, EPS)

@@ -36,9 +36,41 @@ class OnnxRuntime(Peer):
     def batch_norm_forward_out(self, i: Inputs) -> Run:
         return self.batch_norm_forward(i, i.out)
 
+    def rms_norm(self, i: Inputs, out: Array | None = None) -> Run:
+        inputs = {"x": i.x, "gain": i.gain}
+        return self._run("SimplifiedLayerNormalization", inputs, ["y"], out, axis=-1)
+
+    def rms_norm_out(self, i: Inputs) -> Run:
+        return self.rms_norm(i, i.out)
+
+    def add_layer_norm(self, i: Inputs) -> Run:
+        inputs = {"x": i.x, "residual": i.dy, "gain": i.gain, "bias": i.bias}
+        outputs = ["y", "", "", "total"]
+        return self._run("SkipLayerNormalization", inputs, outputs, domain="com.microsoft")
+
+    def add_rms_norm(self, i: Inputs) -> Run:
+        inputs = {"x": i.x, "residual": i.dy, "gain": i.gain}
+        outputs = ["y", "", "", "total"]
+        name = "SkipSimplifiedLayerNormalization"
+        return self._run(name, inputs, outputs, domain="com.microsoft")
+
+    def group_norm(self, i: Inputs, out: Array | None = None) -> Run | None:
+        if i.x.ndim < 3:
+            return None
+        inputs = {"x": i.x, "gain": i.gain, "bias": i.bias}
+        return self._run("GroupNormalization", inputs, ["y"], out, opset=21, num_groups=i.groups)
+
+    def group_norm_out(self, i: Inputs) -> Run | None:
+        return self.group_norm(i, i.out)
+
+    def instance_norm(self, i: Inputs) -> Run:
+        inputs = {"x": i.x, "gain": i.gain, "bias": i.bias}
+        return self._run("InstanceNormalization", inputs, ["y"])
+
     def arrays(self, result: Any) -> list[Array]:
-        y: Array = result.copy_outputs_to_cpu()[0]
-        return [y]
+        arrays: list[Array] = result.copy_outputs_to_cpu()
+        # Not the statistics that batch norm has to return in training.
+        return [array for array in arrays if array.shape == arrays[0].shape]
 
     def _run(
         self,
@@ -46,17 +78,21 @@ class OnnxRuntime(Peer):
         inputs: dict[str, Array],
         outputs: list[str],
         out: Array | None = None,
+        *,
+        domain: str = "",
+        opset: int = 17,  # that all recent versions read, as they do the format below
         **attributes: Any,
     ) -> Run:
         kind = helper.np_dtype_to_tensor_dtype(inputs["x"].dtype)
         graph = helper.make_graph(
-            [helper.make_node(op, list(inputs), outputs, epsilon=EPS, **attributes)],
+            [helper.make_node(op, list(inputs), outputs, domain=domain, epsilon=EPS, **attributes)],
             "norm",
             [helper.make_tensor_value_info(name, kind, a.shape) for name, a in inputs.items()],
-            [helper.make_tensor_value_info(name, kind, None) for name in outputs],
+            [helper.make_tensor_value_info(name, kind, None) for name in outputs if name],
         )
-        # An opset and a format that all recent versions read.
-        opsets = [helper.make_opsetid("", 17)]
+        opsets = [helper.make_opsetid("", opset)]
+        if domain:
+            opsets.append(helper.make_opsetid(domain, 1))
         model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.n_threads
@@ -67,7 +103,7 @@ class OnnxRuntime(Peer):
         binding = session.io_binding()
         for name, array in inputs.items():
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-        for name in outputs:
+        for name in filter(None, outputs):
             if out is None or name != "y":
                 binding.bind_output(name)
             else:
