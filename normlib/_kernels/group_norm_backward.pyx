@@ -33,6 +33,7 @@ from normlib._kernels.vec cimport (
 cdef enum:
     SAMPLES = 64         # samples in a block of columns, at least
     BLOCK_ELEMENTS = 4096
+    GROUP_FLOATS = 3072  # elements in a group of rows, as for layer norm
 
 
 cdef struct Layout:
@@ -126,12 +127,19 @@ cdef inline void sum_run(
                     acc3[k] = acc3[k] + xhat
             i += n_vecs * width
         if i < stop:
+            # Vectors past the end would add zeros, and masks take a while.
             for k in range(n_vecs):
                 j = i + k * width
                 left = stop - j
-                d = times(vload_first(at(dy, j), left), at(gain, j), left, has_gain) - q
-                d = vfirst(d, left)
-                xhat = vfirst(vfma(vload_first(at(x, j), left) - m, s, t), left)
+                if left >= width:
+                    d = times(at(dy, j)[0], at(gain, j), width, has_gain) - q
+                    xhat = vfma(at(x, j)[0] - m, s, t)
+                elif left > 0:
+                    d = times(vload_first(at(dy, j), left), at(gain, j), left, has_gain) - q
+                    d = vfirst(d, left)
+                    xhat = vfirst(vfma(vload_first(at(x, j), left) - m, s, t), left)
+                else:
+                    break
                 acc1[k] = acc1[k] + d
                 acc2[k] = vfma(d, xhat, acc2[k])
                 if want_x:
@@ -221,75 +229,120 @@ cdef void row_double(
 # ---- planes --------------------------------------------------------------------------------------
 
 
-cdef void planes_row(
+cdef struct Means:
+    double base          # mean(g) = base + rest
+    double rest
+    double gx            # mean(g * xhat)
+
+
+cdef inline void planes_sums(
     const vreal *dy,        # IN  (channels, inner)
     const vreal *x,         # IN  (channels, inner)
     const vreal *gain,      # IN  (channels,) or NULL
-    vreal *dx,              # OUT (channels, inner)
     double *dgain,          # OUT (channels,): of this row alone
     double *dbias,          # OUT (channels,)
-    double mean,
-    double rstd,
+    const Row *row,
+    Means *means,           # OUT
     Py_ssize_t channels,
     Py_ssize_t inner,
-    bint stream,
 ) noexcept nogil:
-    cdef Row row
     cdef Sums sums
     cdef double n = <double>channels * <double>inner
     cdef double shift = vget(dy, 0)
     cdef double first = 1 if gain == NULL else vget(gain, 0)
     cdef double factor
-    cdef double base = 0
-    cdef double rest = 0
-    cdef double mean_gx = 0
+    cdef double factors = 0
+    cdef double d = 0
+    cdef double dx = 0
     cdef Py_ssize_t c, i
-    prepare_row(x, channels * inner, mean, rstd, &row)
-    if not row.vector:
-        for c in range(channels):
-            dgain[c] = 0
-            dbias[c] = 0
-        row_double(dy, x, gain, dx, dgain, dbias, &row, channels, inner)
-        return
     for c in range(channels):
         i = c * inner
         factor = 1 if gain == NULL else vget(gain, c)
-        sum_run(at(dy, i), at(x, i), NULL, &sums, inner, shift, &row, False, True)
+        if channels == 1:
+            # The sum of xhat over the row is 0.
+            sum_run(at(dy, i), at(x, i), NULL, &sums, inner, shift, row, False, False)
+        else:
+            sum_run(at(dy, i), at(x, i), NULL, &sums, inner, shift, row, False, True)
         dgain[c] = sums.dx + shift * sums.x
         dbias[c] = sums.d + shift * inner
-        base += factor / channels
-        rest += factor * sums.d / n
-        # The sum of xhat over the row is 0, so that of first * xhat is left out.
-        mean_gx += (factor * sums.dx + shift * (factor - first) * sums.x) / n
-    base *= shift
+        factors += factor
+        d += factor * sums.d
+        # For the same reason, that of first * xhat is left out.
+        dx += factor * sums.dx + shift * (factor - first) * sums.x
+    means.base = shift * (factors / channels)
+    means.rest = d / n
+    means.gx = dx / n
+
+
+cdef inline void planes_write(
+    const vreal *dy,        # IN  (channels, inner)
+    const vreal *x,         # IN  (channels, inner)
+    const vreal *gain,      # IN  (channels,) or NULL
+    vreal *dx,              # OUT (channels, inner)
+    const Row *row,
+    const Means *means,
+    Py_ssize_t channels,
+    Py_ssize_t inner,
+    bint stream,            # a constant: past the cache
+) noexcept nogil:
+    cdef double factor
+    cdef Py_ssize_t c, i
     for c in range(channels):
         i = c * inner
         factor = 1 if gain == NULL else vget(gain, c)
-        if stream:
-            write_run(at(dy, i), at(x, i), NULL, at_out(dx, i), inner, factor, base, rest,
-                      mean_gx, &row, False, True)
-        else:
-            write_run(at(dy, i), at(x, i), NULL, at_out(dx, i), inner, factor, base, rest,
-                      mean_gx, &row, False, False)
+        write_run(at(dy, i), at(x, i), NULL, at_out(dx, i), inner, factor, means.base, means.rest,
+                  means.gx, row, False, stream)
 
 
-cdef inline void planes_part(
+cdef void planes_part(
     const vreal *dy, const vreal *x, const vreal *gain, const double *mean, const double *rstd,
     vreal *dx, double *partial, const Layout *layout, bint stream, int part, int n_parts,
 ) noexcept nogil:
     """Some rows: one of n_parts equal parts. partial is (samples, 2, groups, channels)."""
-    cdef Py_ssize_t n = layout.channels * layout.inner
-    cdef Py_ssize_t total = layout.groups * layout.channels
+    cdef Row rows[GROUP]
+    cdef Means means[GROUP]
+    cdef const vreal *row_gain
+    cdef Py_ssize_t channels = layout.channels
+    cdef Py_ssize_t inner = layout.inner
+    cdef Py_ssize_t n = channels * inner
+    cdef Py_ssize_t total = layout.groups * channels
     cdef Py_ssize_t n_rows = layout.samples * layout.groups
-    cdef Py_ssize_t r, i, g
+    cdef Py_ssize_t first = n_rows * part // n_parts
+    cdef Py_ssize_t stop = n_rows * (part + 1) // n_parts
+    # All sums of a few rows before their output: the latency of one hides behind the next.
+    cdef Py_ssize_t size = max(1, min(GROUP, GROUP_FLOATS // n))
+    cdef Py_ssize_t count, r, i, c
     cdef double *dgain
-    for r in range(n_rows * part // n_parts, n_rows * (part + 1) // n_parts):
-        i = r // layout.groups
-        g = r % layout.groups
-        dgain = partial + 2 * i * total + g * layout.channels
-        planes_row(at(dy, r * n), at(x, r * n),
-                   at_or_null(gain, g * layout.channels), at_out(dx, r * n), dgain,
-                   dgain + total, mean[r], rstd[r], layout.channels, layout.inner, stream)
+    while first < stop:
+        count = min(size, stop - first)
+        for r in range(count):
+            i = (first + r) // layout.groups
+            c = (first + r) % layout.groups * channels
+            dgain = partial + 2 * i * total + c
+            row_gain = at_or_null(gain, c)
+            i = (first + r) * n
+            prepare_row(at(x, i), n, mean[first + r], rstd[first + r], &rows[r])
+            if rows[r].vector:
+                planes_sums(at(dy, i), at(x, i), row_gain, dgain, dgain + total, &rows[r],
+                            &means[r], channels, inner)
+            else:
+                for c in range(channels):
+                    dgain[c] = 0
+                    dgain[total + c] = 0
+                row_double(at(dy, i), at(x, i), row_gain, at_out(dx, i), dgain, dgain + total,
+                           &rows[r], channels, inner)
+        for r in range(count):
+            if not rows[r].vector:
+                continue
+            row_gain = at_or_null(gain, (first + r) % layout.groups * channels)
+            i = (first + r) * n
+            if stream:
+                planes_write(at(dy, i), at(x, i), row_gain, at_out(dx, i), &rows[r], &means[r],
+                             channels, inner, True)
+            else:
+                planes_write(at(dy, i), at(x, i), row_gain, at_out(dx, i), &rows[r], &means[r],
+                             channels, inner, False)
+        first += count
     if stream:
         vec_fence()
 
