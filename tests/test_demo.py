@@ -16,7 +16,8 @@ from normlib.demo import experiment, plots
 from normlib.demo.data import Digits, load
 from normlib.demo.optimizer import Adam, clip
 from normlib.demo.results import Run, as_dict, summarize
-from normlib.demo.train import Classifier, Epoch, HiddenState, train
+from normlib.demo.train import Classifier, Epoch, train
+from normlib.diagnostics import HiddenState
 
 pytest_plugins = ["plugins"]
 
@@ -42,7 +43,7 @@ def demo(tmp_path):
 
 
 def made_up_run(norm, seed, accuracies, *, complete=True):
-    state = HiddenState(np.array([0.0, 0.1]), np.array([0.2, 0.3]))
+    state = HiddenState(*np.array([[1.0, 1.0], [0.0, 0.1], [0.2, 0.3], [0.0, 0.0]]))
     epochs = [Epoch(1.0 - a, a, a, 0.5 + seed) for a in accuracies]
     return Run(norm, seed, state, epochs, state if complete else None)
 
@@ -281,7 +282,7 @@ def test_a_run_writes_pictures_and_figures(demo, tmp_path, capsys):
             assert run["final_test_accuracy"] == run["curves"]["test_accuracy"][-1]
             for moment in ("before", "after"):
                 state = run["hidden_state"][moment]
-                assert (len(state["mean"]), len(state["spread"])) == (8, 8)
+                assert [len(state[name]) for name in HiddenState._fields] == [8, 8, 8, 8]
         mean = np.mean([run["final_test_accuracy"] for run in result["runs"]])
         np.testing.assert_allclose(result["summary"]["test_accuracy"], mean)
 

@@ -3,19 +3,14 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from normlib.demo.data import CLASSES
 from normlib.demo.results import Run, by_norm
+from normlib.diagnostics.plots import DPI, GREY, band, bare, colour
 
 __all__ = ["hidden_states", "learning_curves"]
-
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
-GREY = "#666666"
-DPI = 110
 
 
 def learning_curves(runs: list[Run], title: str, path: Path) -> None:
@@ -27,9 +22,7 @@ def learning_curves(runs: list[Run], title: str, path: Path) -> None:
         for axes, name in ((left, "loss"), (right, "test_accuracy")):
             values = np.array([run.curve(name) for run in own])
             epochs = np.arange(1, values.shape[1] + 1)
-            low, high = values.min(axis=0), values.max(axis=0)
-            axes.fill_between(epochs, low, high, color=_colour(place), alpha=0.15, linewidth=0)
-            axes.plot(epochs, values.mean(axis=0), color=_colour(place), label=norm, marker=".")
+            band(axes, epochs, values, norm, place, marker=".")
     left.set_ylabel("training loss (cross-entropy)")
     left.set_ylim(bottom=0)
     left.legend(frameon=False)
@@ -43,7 +36,7 @@ def learning_curves(runs: list[Run], title: str, path: Path) -> None:
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-        _bare(axes)
+        bare(axes)
     n_runs = max(len(own) for own in groups.values())
     figure.suptitle(title if n_runs == 1 else f"{title}: mean and range of {n_runs} runs")
     figure.savefig(path, dpi=DPI)
@@ -55,7 +48,7 @@ def hidden_states(runs: list[Run], title: str, path: Path) -> None:
     figure = Figure(figsize=(max(6.0, 3 * len(firsts)), 5), layout="constrained")
     grid = figure.subplots(2, len(firsts), sharex=True, sharey=True, squeeze=False)
     for place, (column, (norm, run)) in enumerate(zip(grid.T, firsts.items(), strict=True)):
-        column[0].set_title(norm, color=_colour(place))
+        column[0].set_title(norm, color=colour(place))
         column[1].set_xlabel("time step")
         for axes, state in zip(column, (run.before, run.after), strict=True):
             if state is None:  # cut short
@@ -65,21 +58,12 @@ def hidden_states(runs: list[Run], title: str, path: Path) -> None:
                 continue
             steps = np.arange(1, len(state.mean) + 1)
             low, high = state.mean - state.spread, state.mean + state.spread
-            axes.fill_between(steps, low, high, color=_colour(place), alpha=0.25, linewidth=0)
-            axes.plot(steps, state.mean, color=_colour(place))
+            axes.fill_between(steps, low, high, color=colour(place), alpha=0.25, linewidth=0)
+            axes.plot(steps, state.mean, color=colour(place))
             axes.margins(x=0)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 4, 8]))
-            _bare(axes)
+            bare(axes)
     grid[0, 0].set_ylabel("before training")
     grid[1, 0].set_ylabel("after training")
     figure.suptitle(f"{title}\nhidden state, mean ± standard deviation over images and units")
     figure.savefig(path, dpi=DPI)
-
-
-def _colour(place: int) -> str:
-    return COLOURS[place % len(COLOURS)]
-
-
-def _bare(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.3, linewidth=0.6)

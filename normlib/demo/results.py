@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from normlib.demo.train import Epoch, HiddenState
+from normlib.demo.train import Epoch
+from normlib.diagnostics import HiddenState
 
 __all__ = ["Run", "Summary", "as_dict", "by_norm", "summarize"]
 
@@ -115,7 +116,7 @@ def _run_as_dict(run: Run, target: float) -> dict[str, Any]:
 
 
 def _state_as_dict(state: HiddenState) -> dict[str, list[float | None]]:
-    return {"mean": _finite(state.mean.tolist()), "spread": _finite(state.spread.tolist())}
+    return {name: _finite(values.tolist()) for name, values in state._asdict().items()}
 
 
 def _finite(values: list[float]) -> list[float | None]:

@@ -11,19 +11,13 @@ import numpy.typing as npt
 
 import normlib
 from normlib.demo.data import CLASSES, Digits
+from normlib.demo.loss import cross_entropy
 from normlib.demo.optimizer import Adam, clip
+from normlib.diagnostics import HiddenState, hidden_state
 
-__all__ = ["Classifier", "Epoch", "HiddenState", "train"]
+__all__ = ["Classifier", "Epoch", "train"]
 
 Array: TypeAlias = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class HiddenState:
-    """Mean and standard deviation of the hidden state at each time step, over images and units."""
-
-    mean: Array
-    spread: Array
 
 
 @dataclass(frozen=True)
@@ -95,22 +89,14 @@ class Classifier:
 
     def loss_and_gradients(self, digits: Digits) -> tuple[float, float, dict[str, Array]]:
         """Return the mean cross-entropy, the accuracy, and the gradients of the former."""
-        x, labels = digits
-        rows = np.arange(len(labels))
-        y, _, cache = self.rnn.forward(x)
+        y, _, cache = self.rnn.forward(digits.x)
         scores = y[-1] @ self.weight + self.bias
-        scores -= scores.max(axis=1, keepdims=True)
-        log_p = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-
-        d_scores = np.exp(log_p)
-        d_scores[rows, labels] -= 1
-        d_scores /= len(labels)
+        loss, accuracy, d_scores = cross_entropy(scores, digits.labels)
         dy = np.zeros_like(y)
         dy[-1] = d_scores @ self.weight.T
         _, _, grads = self.rnn.backward(dy, cache)
         grads |= {"weight": y[-1].T @ d_scores, "bias": d_scores.sum(axis=0)}
-        accuracy = np.mean(scores.argmax(axis=1) == labels)
-        return float(-log_p[rows, labels].mean()), float(accuracy), grads
+        return loss, accuracy, grads
 
     def hidden_state(self, x: Array) -> HiddenState:
         """Measure the hidden state over time, normalized by the statistics of `x` itself.
@@ -119,8 +105,7 @@ class Classifier:
         not change.
         """
         y, _, _ = copy.deepcopy(self.rnn).forward(x)
-        over = (1, 2)
-        return HiddenState(y.mean(over, dtype=np.float64), y.std(over, dtype=np.float64))
+        return hidden_state(y)
 
 
 def train(
