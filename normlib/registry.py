@@ -46,6 +46,7 @@ __all__ = [
     "register",
     "registered_name",
     "resolve",
+    "sources",
 ]
 
 GROUP = "normlib.normalizers"
@@ -245,6 +246,23 @@ def registered_name(cls: type[Normalizer]) -> str:
             f"Put @normlib.register(...) above the class"
         )
     return name
+
+
+def sources(name: str) -> list[str]:
+    """List what offers a name, without importing plugins; several make it unusable.
+
+    Examples
+    --------
+    >>> from normlib.registry import sources
+    >>> sources("layer")
+    ['normlib.normalizers.layer:LayerNorm']
+    """
+    _check_name(name)
+    with _lock:
+        entry = _entries.get(name)
+    points = [] if entry is not None and entry.chosen else _named(name)
+    own = [] if entry is None else [_qualified(entry.cls)]
+    return own + [_origin(point) for point in points if point.value not in own]
 
 
 def _find(name: str) -> type[Normalizer]:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-__all__ = ["CLASSES", "Digits", "Reading", "load", "read_digits"]
+__all__ = ["CLASSES", "Digits", "Images", "Reading", "load", "load_images", "read_digits", "split"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Reading: TypeAlias = Literal["pixel", "row"]
@@ -19,6 +19,13 @@ class Digits(NamedTuple):
     """Sequences, shape (T, N, I), and the digit of each, shape (N,)."""
 
     x: Array
+    labels: npt.NDArray[np.int64]
+
+
+class Images(NamedTuple):
+    """Pixels in [0, 1], shape (N, height, width), and the digit of each image, shape (N,)."""
+
+    pixels: Array
     labels: npt.NDArray[np.int64]
 
 
@@ -49,8 +56,22 @@ def read_digits(images: Array, by: Reading) -> Array:
     return np.ascontiguousarray(images.reshape(len(images), -1, size).swapaxes(0, 1))
 
 
+def split(images: Images, seed: int) -> tuple[Images, Images]:
+    """Return four fifths and one fifth of the images, with the same mix of digits."""
+    parts = train_test_split(*images, test_size=0.2, stratify=images.labels, random_state=seed)
+    train_pixels, test_pixels, train_labels, test_labels = parts
+    return Images(train_pixels, train_labels), Images(test_pixels, test_labels)
+
+
+def load_images(samples: int | None = None) -> Images:
+    """Load the digits that come with scikit-learn, 1797 images of 8 × 8 pixels, in float32."""
+    pixels, labels = load_digits(return_X_y=True)
+    pixels = (pixels[:samples] / 16).astype(np.float32).reshape(-1, 8, 8)
+    return Images(pixels, labels[:samples])
+
+
 def load(by: Reading = "pixel", *, seed: int = 0, samples: int | None = None) -> tuple[Digits, ...]:
-    """Load the digits that come with scikit-learn, 1797 images of 8 × 8 pixels.
+    """Load scikit-learn's digits as sequences.
 
     Parameters
     ----------
@@ -67,13 +88,5 @@ def load(by: Reading = "pixel", *, seed: int = 0, samples: int | None = None) ->
         Four fifths and one fifth of the images, with the same mix of digits. Pixels are float32 in
         [0, 1].
     """
-    images, labels = load_digits(return_X_y=True)
-    pixels = (images[:samples] / 16).astype(np.float32).reshape(-1, 8, 8)
-    parts = train_test_split(
-        pixels, labels[:samples], test_size=0.2, stratify=labels[:samples], random_state=seed
-    )
-    train_images, test_images, train_labels, test_labels = parts
-    return (
-        Digits(read_digits(train_images, by), train_labels),
-        Digits(read_digits(test_images, by), test_labels),
-    )
+    parts = split(load_images(samples), seed)
+    return tuple(Digits(read_digits(part.pixels, by), part.labels) for part in parts)
