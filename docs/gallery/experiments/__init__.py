@@ -1,0 +1,1 @@
+"""What the experiments of the gallery share: data, networks, training, and the way they report."""
