@@ -19,6 +19,7 @@ TINY = {
     "alike": ["--updates", "20", "--hidden", "16"],
     "batch_size": ["--updates", "40", "--hidden", "8"],
     "convolutions": ["--updates", "20", "--channels", "4"],
+    "dynamics": ["--hidden", "4", "--steps", "3"],
     "invariance": [],
     "longer": ["--updates", "2", "--hidden", "4", "--steps", "6", "--cases", "4"],
     "recurrent_pixels": ["--updates", "2", "--hidden", "4"],
