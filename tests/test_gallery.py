@@ -162,16 +162,24 @@ def in_double(layer):
 @pytest.mark.parametrize("norm", ["none", "layer", "batch", "group"])
 def test_gradients_of_a_convolutional_network(norm, rng):
     from experiments.data import Part
-    from experiments.network import ChannelNorm, Convolution, Dense, Flatten, Network, Relu
+    from experiments.network import (
+        ChannelNorm,
+        Convolution,
+        Dense,
+        Flatten,
+        Network,
+        Pool,
+        Relu,
+    )
 
     if norm == "group" and not hasattr(normlib, "group_norm_forward"):
         pytest.skip("normlib has no group norm yet")
-    layers = [Convolution(2, 4, rng), ChannelNorm(norm, (4, 3, 5), 2), Relu(), Flatten()]
-    layers.append(Dense(60, 10, rng))
+    layers = [Convolution(2, 4, rng), ChannelNorm(norm, (4, 2, 6), 2), Relu(), Pool(2), Flatten()]
+    layers.append(Dense(12, 10, rng))
     if norm == "none":
         del layers[1]
     network = Network([in_double(layer) for layer in layers])
-    part = Part(rng.standard_normal((4, 2, 3, 5)), np.array([0, 9, 3, 3]))
+    part = Part(rng.standard_normal((4, 2, 2, 6)), np.array([0, 9, 3, 3]))
     _, _, grads = network.loss_and_gradients(part)
     assert grads.keys() == network.parameters.keys()
     for name, array in network.parameters.items():

@@ -15,7 +15,17 @@ import normlib
 from experiments.data import Part
 from normlib.demo.loss import cross_entropy
 
-__all__ = ["ChannelNorm", "Convolution", "Dense", "Flatten", "LayerLike", "Network", "Relu"]
+__all__ = [
+    "ChannelNorm",
+    "Convolution",
+    "Dense",
+    "Flatten",
+    "LayerLike",
+    "Network",
+    "Pool",
+    "Relu",
+    "perceptron",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 Grads: TypeAlias = dict[str, Array]
@@ -93,6 +103,25 @@ class Flatten(Layer):
     def backward(self, dy: Array, cache: tuple[int, ...]) -> tuple[Array, Grads]:
         """Differentiate."""
         return dy.reshape(cache), {}
+
+
+class Pool(Layer):
+    """The mean of squares of pixels: (N, C, h, w) to (N, C, h / side, w / side)."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Array) -> tuple[Array, None]:
+        """Compute y."""
+        n, c, height, width = x.shape
+        side = self.side
+        squares = x.reshape(n, c, height // side, side, width // side, side)
+        return squares.mean(axis=(3, 5)), None
+
+    def backward(self, dy: Array, cache: None) -> tuple[Array, Grads]:
+        """Differentiate."""
+        return (dy / self.side**2).repeat(self.side, axis=2).repeat(self.side, axis=3), {}
 
 
 class Convolution(Layer):
