@@ -23,8 +23,8 @@ Batch norm does not beat layer norm here. In another network, where the pixels a
 
 .. include:: /gallery/results/convolutions_unpooled.rst
 
-On MNIST, 8,000 images to train on and 2,000 to test with (``--data t10k-images-idx3-ubyte.gz
---channels 8 --name convolutions_mnist``):
+It is ahead on MNIST, too, with averages; 8,000 images to train on and 2,000 to test with (``--data
+t10k-images-idx3-ubyte.gz --channels 8 --name convolutions_mnist``):
 
 .. image:: /gallery/results/convolutions_mnist.png
    :alt: The same on MNIST
