@@ -43,7 +43,10 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_sidebars = {"index": [], "start": [], "changelog": [], "command_line": []}
+html_sidebars = {
+    page: []
+    for page in ("index", "start", "write_a_normalizer", "benchmarks", "command_line", "changelog")
+}
 html_static_path = ["_static"]
 html_css_files = ["normlib.css"]
 html_show_sourcelink = False

@@ -18,8 +18,6 @@ that it puts no constraint on the size of the batch.
 Run it with ``python docs/gallery/alike.py``; it takes some seconds.
 """
 
-# sphinx_gallery_thumbnail_path = "gallery/results/alike.png"
-
 # %%
 # The network
 # -----------
@@ -192,5 +190,6 @@ def draw(runs: dict[str, list[dict[str, Any]]]) -> Figure:
 
 OPTIONS = {"updates": (300, "updates of training"), "hidden": (128, "hidden units")}
 
+# sphinx_gallery_thumbnail_path = "gallery/results/alike.png"
 if __name__ == "__main__":
     sys.exit(main(measure, name="alike", doc=__doc__, options=OPTIONS, data=IMAGES))

@@ -36,8 +36,6 @@ layer norm and batch norm, while in batches of 4 layer norm is no better than no
 Run it with ``python docs/gallery/batch_size.py``.
 """
 
-# sphinx_gallery_thumbnail_path = "gallery/results/batch_size.png"
-
 # %%
 # The measurement
 # ---------------
@@ -139,5 +137,6 @@ OPTIONS = {
     "small": (0.3, "the same, in batches of 4"),
 }
 
+# sphinx_gallery_thumbnail_path = "gallery/results/batch_size.png"
 if __name__ == "__main__":
     sys.exit(main(measure, name="batch_size", doc=__doc__, options=OPTIONS, data=IMAGES))

@@ -35,8 +35,6 @@ Run it with ``python docs/gallery/convolutions.py``; it takes a minute. With ``-
 MNIST or what else is in the IDX format.
 """
 
-# sphinx_gallery_thumbnail_path = "gallery/results/convolutions.png"
-
 # %%
 # The network
 # -----------
@@ -165,5 +163,6 @@ OPTIONS = {
     "target": (0.1, "the training loss by which speed is measured"),
 }
 
+# sphinx_gallery_thumbnail_path = "gallery/results/convolutions.png"
 if __name__ == "__main__":
     sys.exit(main(measure, name="convolutions", doc=__doc__, options=OPTIONS, data=IMAGES))

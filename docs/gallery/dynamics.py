@@ -25,8 +25,6 @@ come near that at one or two scales of seven. Batch norm is as independent, but 
 Run it with ``python docs/gallery/dynamics.py``; it takes some seconds.
 """
 
-# sphinx_gallery_thumbnail_path = "gallery/results/dynamics.png"
-
 # %%
 # The measurement
 # ---------------
@@ -151,5 +149,6 @@ def draw(figures: dict[str, dict[str, dict]], n_steps: int) -> Figure:
 
 OPTIONS = {"hidden": (64, "units of the hidden state"), "steps": (100, "time steps")}
 
+# sphinx_gallery_thumbnail_path = "gallery/results/dynamics.png"
 if __name__ == "__main__":
     sys.exit(main(measure, name="dynamics", doc=__doc__, options=OPTIONS))

@@ -18,8 +18,6 @@ flips signs.
 Run it with ``python docs/gallery/invariance.py``; it takes a second.
 """
 
-# sphinx_gallery_thumbnail_path = "gallery/results/invariance.png"
-
 # %%
 # What is compared
 # ----------------
@@ -166,5 +164,6 @@ def draw(figures: dict[str, dict[str, list[float]]]) -> Figure:
     return figure
 
 
+# sphinx_gallery_thumbnail_path = "gallery/results/invariance.png"
 if __name__ == "__main__":
     sys.exit(main(measure, name="invariance", doc=__doc__, options={}))

@@ -24,8 +24,6 @@ Statistics that training never filled are the trap: mean 0 and variance 1 are wr
 Run it with ``python docs/gallery/longer.py``; it takes a minute. ``--data`` takes a text file.
 """
 
-# sphinx_gallery_thumbnail_path = "gallery/results/longer.png"
-
 # %%
 # The measurement
 # ---------------
@@ -175,5 +173,6 @@ OPTIONS = {
     "rate": (0.005, "learning rate of Adam"),
 }
 
+# sphinx_gallery_thumbnail_path = "gallery/results/longer.png"
 if __name__ == "__main__":
     sys.exit(main(measure, name="longer", doc=__doc__, options=OPTIONS, data=TEXT))

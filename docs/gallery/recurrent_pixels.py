@@ -50,8 +50,6 @@ Run it with ``python docs/gallery/recurrent_pixels.py``; it takes two minutes. W
 reads other images in the IDX format, MNIST's in 784 steps.
 """
 
-# sphinx_gallery_thumbnail_path = "gallery/results/recurrent_pixels.png"
-
 # %%
 # The measurement
 # ---------------
@@ -132,5 +130,6 @@ OPTIONS = {
     "target": (1.0, "the training loss by which speed is measured"),
 }
 
+# sphinx_gallery_thumbnail_path = "gallery/results/recurrent_pixels.png"
 if __name__ == "__main__":
     sys.exit(main(measure, name="recurrent_pixels", doc=__doc__, options=OPTIONS, data=IMAGES))

@@ -20,8 +20,6 @@ it as steady as layer norm's.
 Run it with ``python docs/gallery/recurrent_text.py``; it takes two minutes.
 """
 
-# sphinx_gallery_thumbnail_path = "gallery/results/recurrent_text.png"
-
 # %%
 # The measurement
 # ---------------
@@ -108,5 +106,6 @@ OPTIONS = {
     "target": (2.2, "the training loss by which speed is measured"),
 }
 
+# sphinx_gallery_thumbnail_path = "gallery/results/recurrent_text.png"
 if __name__ == "__main__":
     sys.exit(main(measure, name="recurrent_text", doc=__doc__, options=OPTIONS, data=TEXT))
