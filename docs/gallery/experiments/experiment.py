@@ -8,6 +8,7 @@ table of claims, which the page of the experiment shows).
 import argparse
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -144,9 +145,8 @@ def main(
         "figures": rounded(outcome.figures),
         "claims": [asdict(claim) for claim in outcome.claims],
     }
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
     files = [folder / f"{name}.{kind}" for kind in ("json", "png", "rst")]
-    files[0].write_text(text, encoding="utf-8")
+    files[0].write_text(as_json(record), encoding="utf-8")
     outcome.picture.savefig(files[1], dpi=DPI)
     files[2].write_text(table(outcome.claims), encoding="utf-8")
     console.print(_terminal_table(outcome.claims))
@@ -208,6 +208,21 @@ def rounded(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return float(f"{value:.4g}") if math.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value
+
+
+def as_json(record: Mapping[str, Any]) -> str:
+    """Write a record as JSON, every innermost list in one line.
+
+    Examples
+    --------
+    >>> print(as_json({"a": [1, 2]}), end="")
+    {
+     "a": [1, 2]
+    }
+    """
+    text = json.dumps(record, indent=1, allow_nan=False)
+    innermost = re.compile(r"\[\s+([^\[\]{}]*?)\s+\]")
+    return innermost.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
 # ---- tables ---------------------------------------------------------------------------------
