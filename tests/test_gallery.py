@@ -1,5 +1,6 @@
 """The gallery's experiments: their parts, tiny runs from end to end, and the results published."""
 
+import doctest
 import gzip
 import json
 import runpy
@@ -268,3 +269,10 @@ def test_results_are_shown_as_they_were_saved(path):
     for suffix in ("png", "rst"):
         assert f"/gallery/results/{path.stem}.{suffix}" in text
         assert path.with_suffix(f".{suffix}").exists()
+
+
+def test_examples_in_docstrings():
+    from experiments import experiment
+
+    results = doctest.testmod(experiment)
+    assert (results.failed, results.attempted > 4) == (0, True)
