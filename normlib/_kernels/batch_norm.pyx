@@ -15,6 +15,7 @@ from normlib._kernels.channels cimport (
     Shape, Statistics, beyond, find_doubles, gain_of, load_doubles, rest_of,
     scale_channels, store_doubles,
 )
+from normlib._kernels.norm_rows cimport NormForward, forward_capsule
 from normlib._kernels.plain cimport (
     apart, find_channels, is_eps, is_input, is_output, is_parameter, is_vector, new_vector,
 )
@@ -325,3 +326,36 @@ def batch_norm_forward_plain(x, gain, bias, channel_axis, eps, out, moments, thr
     y = aligned_like(x) if out is None else out
     forward(x, mean, rest, rstd, gain, bias, y, shape, n_threads)
     return y, mean, var
+
+
+# ---- one row by given factors, for a loop of others ----------------------------------------------
+
+
+cdef void affine_row(
+    const vreal *x,         # IN  (n,)
+    vreal *y,               # OUT (n,)
+    Py_ssize_t n,
+    const vreal **factors,  # IN  mean_hi, scale, offset
+    double eps,
+    double *cache,
+) noexcept nogil:
+    cdef const vreal *mean = factors[0]
+    cdef const vreal *scale = factors[1]
+    cdef const vreal *offset = factors[2]
+    cdef Py_ssize_t j = 0
+    while j + lanes(x) <= n:
+        at_out(y, j)[0] = vfma(at(x, j)[0] - at(mean, j)[0], at(scale, j)[0], at(offset, j)[0])
+        j += lanes(x)
+    if j < n:
+        vstore_first(at_out(y, j),
+                     vfma(vload_first(at(x, j), n - j) - vload_first(at(mean, j), n - j),
+                          vload_first(at(scale, j), n - j), vload_first(at(offset, j), n - j)),
+                     n - j)
+
+
+def row_function(bint single):
+    """A capsule of the function for a row of float, or else of double; norm_rows.pxd describes it.
+
+    Its parameters are the mean, rounded, the scale and the offset of the head of this module.
+    """
+    return forward_capsule(<NormForward>affine_row[vf32], <NormForward>affine_row[vf64], single)

@@ -25,7 +25,7 @@ import numpy as np
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from cython.parallel cimport parallel, threadid
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 from normlib._kernels.arrays cimport address, dim, is_plain, is_single
 from normlib._kernels.norm_rows cimport NormBackward, NormForward
@@ -393,6 +393,87 @@ cdef class Plan:
         with nogil:
             run_all(&run, False, n_threads)
 
+    def step(self, x, state, tuple sites, Py_ssize_t number, Py_ssize_t most_rows):
+        """(y, state) of one time step, for a network of one layer; None unless all is plain.
+
+        x is (N, I) and each array of the state (1, N, H), or state is None for zeros: of the plan's
+        type, C-contiguous, of 1 to most_rows rows. Saves the checks in Python, which take longer.
+        """
+        cdef Run run
+        cdef cnp.npy_intp dims[3]
+        cdef Py_ssize_t start = 0
+        cdef Py_ssize_t count, gates, window
+        cdef int kind = cnp.NPY_FLOAT32 if self.base.single else cnp.NPY_FLOAT64
+        cdef bint lstm = self.base.kind == LSTM
+        if not (is_plain(x) and cnp.PyArray_NDIM(x) == 2 and cnp.PyArray_TYPE(x) == kind
+                and dim(x, 1) == self.base.input.K and 1 <= dim(x, 0) <= most_rows):
+            return None
+        count = dim(x, 0)
+        dims[0] = 1
+        dims[1] = count
+        dims[2] = self.base.size
+        if state is None:
+            h_initial = np.zeros((1, count, self.base.size), x.dtype)
+            c_initial = h_initial if lstm else None
+        elif lstm:
+            if type(state) is not tuple or len(state) != 2:
+                return None
+            h_initial, c_initial = state
+        else:
+            h_initial = state
+            c_initial = None
+        for array in (h_initial, c_initial):
+            if array is not None and not (
+                is_plain(array) and cnp.PyArray_NDIM(array) == 3 and cnp.PyArray_TYPE(array) == kind
+                and dim(array, 0) == 1 and dim(array, 1) == count
+                and dim(array, 2) == self.base.size
+            ):
+                return None
+        y = cnp.PyArray_SimpleNew(2, &dims[1], kind)
+        h = cnp.PyArray_SimpleNew(3, dims, kind)
+        c = cnp.PyArray_SimpleNew(3, dims, kind) if lstm else None
+        # In multiples of H: products with x and with h, gates and r h of every row; scratch.
+        gates = self.base.input.N // self.base.size
+        window = window_rows(count)
+        dims[0] = ((window + count) * gates + 4 * count + 14) * self.base.size
+        memory = cnp.PyArray_SimpleNew(1, dims, kind)
+        run = self.base
+        run.starts = &start
+        run.counts = &count
+        run.n_steps = 1
+        run.n_rows = count
+        run.first = 0
+        run.stop = 1
+        run.first_step = number
+        run.block = 1
+        run.columns = False
+        cdef int k
+        for k in range(len(sites)):
+            set_norm(&run.norms[k], sites[k], False)
+        set_slab(&run.x, x, EVERY_STEP)
+        set_slab(&run.h, y, EVERY_STEP)
+        run.initial_h = address(h_initial)
+        run.initial_c = address(c_initial)
+        run.c = Slab(<char *>address(c), self.base.size * self.base.item, ONE_STEP)
+        cdef char *place = <char *>address(memory)
+        cdef Py_ssize_t row = gates * self.base.size * self.base.item
+        run.inputs = Slab(place, row, WINDOW)
+        place += window * row
+        run.products = Slab(place, row, ONE_STEP)
+        place += count * row
+        row = self.base.size * self.base.item
+        run.gates = Slab(NULL, 0, ONE_STEP)
+        run.extra = Slab(NULL, 0, ONE_STEP)
+        if self.base.kind == CLASSIC_GRU:
+            run.gates = Slab(place, 3 * row, ONE_STEP)
+            run.reset_h = Slab(place + 3 * count * row, row, ONE_STEP)
+        run.scratch = place + 4 * count * row
+        run.scratch_bytes = 14 * row
+        with nogil:
+            run_share(&run, False, 0, 1)
+        memcpy(cnp.PyArray_DATA(h), cnp.PyArray_DATA(y), count * row)
+        return y, (h, c) if lstm else h
+
     def backward(self, starts, counts, Py_ssize_t first, Py_ssize_t stop, h_initial, c_initial,
                  tuple sites, inputs, products, gates, h, c, extra, dh, dc, d_output, d_inputs,
                  d_products, d_gates, d_state, d_reset_h, gradients, tuple places, scratch,
@@ -440,6 +521,23 @@ cdef class Plan:
             run_all(&run, True, n_threads)
 
 
-def window_rows(Py_ssize_t n_rows):
+cpdef Py_ssize_t window_rows(Py_ssize_t n_rows) noexcept:
     """Rows of ``inputs`` in inference, for a batch of n_rows."""
     return max(1, INPUT_ROWS // max(1, n_rows)) * n_rows
+
+
+def unchanged(tuple owners):
+    """Whether normalizers are as they were: (normalizer, eps, number of attributes, parameters)."""
+    cdef tuple own
+    cdef Py_ssize_t i
+    for normalizer, eps, n_attributes, own in owners:
+        parameters = normalizer.parameters
+        if (type(parameters) is not dict or len(<dict>parameters) != len(own)
+                or normalizer.eps != eps or len(normalizer.__dict__) != n_attributes):
+            return False
+        i = 0
+        for array in (<dict>parameters).values():
+            if array is not own[i]:
+                return False
+            i += 1
+    return True

@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from normlib._kernels import batch_norm as kernel
 from normlib.arrays import MAX_SIZE, Array, as_dtype, as_integer, is_real
 from normlib.errors import ParameterError
 from normlib.functional import batch_norm, batch_norm_backward, batch_norm_forward
 from normlib.normalizers.base import Normalizer
+from normlib.normalizers.rows import RowFunctions
 
 __all__ = ["BatchNorm"]
 
@@ -190,6 +192,23 @@ class BatchNorm(Normalizer):
         if "bias" in self.parameters:
             grads["bias"] = dbias
         return dx, grads
+
+    def row_functions(self, *, training: bool) -> RowFunctions | None:
+        if training:
+            return None
+        # The factors of every step, as batch_norm makes them.
+        with np.errstate(all="ignore"):
+            rstd = 1 / np.sqrt(self.running_var + self.eps)
+            scale = rstd * self.parameters.get("gain", 1)
+            size = np.abs(scale)
+            if not np.all((rstd > 1e-30) & (rstd < 1e30) & (size > 1e-30) & (size < 1e30)):
+                return None  # batch_norm computes such channels in double
+            mean = as_dtype(self.running_mean, self.dtype)
+            offset = self.parameters.get("bias", 0) - (self.running_mean - mean) * scale
+        factors = mean, as_dtype(scale, self.dtype), as_dtype(offset, self.dtype)
+        return RowFunctions(
+            kernel.row_function(self.dtype == np.float32), None, factors, (None, None, None)
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "momentum": self.momentum, "steps": self.steps}

@@ -152,6 +152,12 @@ class Direction:
         final = self._run(rows, state, schedule, saved, normalize)
         return saved["h"], final
 
+    def step(self, x: object, state: object, number: int) -> tuple[Array, Any] | None:
+        """Run one time step of arguments as `RNN.step` takes them; None unless they are plain."""
+        if not self.may_fuse:
+            return None
+        return self._fused.step(x, state, self._weights(), self.normalizers, number)
+
     def forward(
         self, rows: Array, state: State, schedule: Schedule
     ) -> tuple[Array, State, AnyCache]:
@@ -270,12 +276,8 @@ class Direction:
         return fused.row_functions(self.normalizers, training=training)
 
     def _weights(self) -> tuple[Array, Array, Array, Array]:
-        return (
-            self._get("weight_ih"),
-            self._get("weight_hh"),
-            self._get("bias_ih"),
-            self._get("bias_hh"),
-        )
+        weight_ih, weight_hh, bias_ih, bias_hh = self.parameters.values()
+        return weight_ih, weight_hh, bias_ih, bias_hh
 
     def _get(self, name: str) -> Array:
         return self.parameters[name + self.suffix]

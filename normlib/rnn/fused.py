@@ -14,7 +14,7 @@ ends a long run after the part it is in.
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -116,10 +116,12 @@ class Fused:
         self.classic = isinstance(cell, ClassicGRU)
         self.vanilla = isinstance(cell, Vanilla)
         self._plan: kernels.Plan | None = None
+        self._quick: _Quick | None = None
+        self._most_rows = 2 * SHARED_PRODUCTS // self._step_products(1)  # of one thread's step
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle takes: all but the packed weights."""
-        return {**vars(self), "_plan": None}
+        """What a copy or a pickle takes: all but what is kept of the last call."""
+        return {**vars(self), "_plan": None, "_quick": None}
 
     def infer(
         self,
@@ -148,6 +150,22 @@ class Fused:
         )
         self._forward(self._plan_for(weights), rows, state, schedule, saved, sites, step, False)
         return h, (schedule.last(h, state[0]), *state[1:])
+
+    def step(
+        self,
+        x: object,
+        state: object,
+        weights: tuple[Array, Array, Array, Array],
+        normalizers: Mapping[str, Normalizer],
+        number: int,
+    ) -> tuple[Array, Any] | None:
+        """Run one time step of arguments as a user passed them; None unless they are plain."""
+        quick = self._quick
+        if quick is None or not kernels.unchanged(quick.owners):
+            quick = self._quick = _Quick.of(normalizers)
+            if quick is None:
+                return None
+        return self._plan_for(weights).step(x, state, quick.sites, number, self._most_rows)
 
     def forward(
         self,
@@ -350,6 +368,29 @@ class Fused:
         if per_step >= 2 * SHARED_STEP_PRODUCTS:
             return True, min(n_threads, per_step // SHARED_STEP_PRODUCTS)
         return False, max(1, min(n_threads, n_rows // FEW_ROWS))
+
+
+class _Quick(NamedTuple):
+    """Row functions that stay as they are while the normalizers have the same parameters."""
+
+    sites: tuple[Any, ...]
+    owners: tuple[tuple[Normalizer, float, int, tuple[Array, ...]], ...]
+
+    @classmethod
+    def of(cls, normalizers: Mapping[str, Normalizer]) -> "_Quick | None":
+        functions = row_functions(normalizers, training=False)
+        if isinstance(functions, str):
+            return None
+        sites, owners = [], []
+        for name, rows_of in functions.items():
+            normalizer = normalizers[name]
+            own = tuple(normalizer.parameters.values())
+            for array in rows_of.parameters:
+                if array is not None and not any(array is one for one in own):
+                    return None  # made of values that may have changed by the next call
+            sites.append(rows_of.site(normalizer.features, normalizer.eps, None))
+            owners.append((normalizer, normalizer.eps, len(vars(normalizer)), own))
+        return cls(tuple(sites), tuple(owners))
 
 
 def _kind(cell: Cell) -> str:

@@ -370,6 +370,10 @@ class RNN:
                 "call it with the whole sequence"
             )
         first = as_integer("step", step, minimum=0)
+        if len(self._directions) == 1:
+            quick = self._directions[0].step(x, state, first)
+            if quick is not None:
+                return quick
         array = check_float("x", x, self.dtype)
         if array.ndim != 2 or array.shape[1] != self.input_size:
             raise ShapeError(f"x must have shape (N, {self.input_size}); got {array.shape}")

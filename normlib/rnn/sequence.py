@@ -9,6 +9,7 @@ A reverse direction is the same, with each row's own last time step first. Norma
 valid rows only, contiguous, with no mask.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -55,24 +56,35 @@ class Schedule:
     def __init__(self, n_steps: int, n_batch: int, lengths: Array | None, reverse: bool) -> None:
         self.n_steps = n_steps
         self.n_batch = n_batch
-        identity = lengths is None and not reverse
+        self._order = None
+        if lengths is None and not reverse:
+            steps_with_rows = n_steps if n_batch else 0
+            self.total = n_steps * n_batch
+            self.counts_array = np.full(steps_with_rows, n_batch, np.intp)
+            self.starts_array = np.arange(steps_with_rows, dtype=np.intp) * n_batch
+            return
         if lengths is None:
             lengths = np.full(n_batch, n_steps)
         order = np.argsort(-lengths, kind="stable")
         counts = np.count_nonzero(lengths > np.arange(n_steps)[:, np.newaxis], axis=1)
         counts = counts[counts > 0]
         starts = np.cumsum(counts) - counts
+        self.total = int(counts.sum())
         self.counts_array = counts.astype(np.intp)
         self.starts_array = starts.astype(np.intp)
-        self.counts: list[int] = counts.tolist()
-        self.starts: list[int] = starts.tolist()
-        self.total = int(counts.sum())
-        self._order = None if identity else order
-        if not identity:
-            steps = np.repeat(np.arange(len(counts)), counts)
-            rows = order[np.arange(self.total) - starts[steps]]
-            times = lengths[rows] - 1 - steps if reverse else steps
-            self._index = times * n_batch + rows
+        self._order = order
+        steps = np.repeat(np.arange(len(counts)), counts)
+        rows = order[np.arange(self.total) - starts[steps]]
+        times = lengths[rows] - 1 - steps if reverse else steps
+        self._index = times * n_batch + rows
+
+    @functools.cached_property
+    def counts(self) -> list[int]:
+        return self.counts_array.tolist()
+
+    @functools.cached_property
+    def starts(self) -> list[int]:
+        return self.starts_array.tolist()
 
     def gather(self, x: Array) -> Array:
         """Return the packed rows, (total, F), of ``x``, (T, N, F); a view of it if it can be."""
@@ -105,6 +117,8 @@ class Schedule:
 
         A sequence without rows has that of ``initial``.
         """
+        if self._order is None and self.total:
+            return rows[-self.n_batch :].copy()
         last = initial.copy()
         done = 0
         for start, count in zip(reversed(self.starts), reversed(self.counts), strict=True):
