@@ -17,12 +17,14 @@ from libc.math cimport sqrt
 
 from normlib._kernels.affine cimport affine_row, at_or_null
 from normlib._kernels.arrays cimport address, dim, is_single
+from normlib._kernels.norm_rows cimport NormForward, forward_capsule
 from normlib._kernels.rows cimport (
     GROUP, Moments, QUICK, ScaledMoments, needs_scaling, quick_moments, row_moments,
     scaled_moments, scaled_xhat, unscaled_mean, unscaled_rstd, vector_range,
 )
 from normlib._kernels.vec cimport (
-    STREAM_FLOATS, at, at_out, lanes, to_boundary, vec_fence, vf32, vf64, vget, vput, vreal,
+    STREAM_FLOATS, at, at_out, lanes, to_boundary, vec_fence, vf32, vf64, vget, vload_first, vput,
+    vreal, vstore_first,
 )
 
 cdef enum:
@@ -235,3 +237,57 @@ def group_norm_forward(x, Py_ssize_t groups, gain, bias, double eps, y, mean, rs
         else:
             forward_rows[vf64](<vf64 *>x_data, <vf64 *>gain_data, <vf64 *>bias_data,
                                <vf64 *>y_data, mean_data, rstd_data, layout, eps, n_threads)
+
+
+# ---- one row, for a loop of others ---------------------------------------------------------------
+
+
+cdef void forward_row(
+    const vreal *x,         # IN  (n,)
+    vreal *y,               # OUT (n,)
+    Py_ssize_t n,
+    const vreal **parameters,   # IN  gain, bias, the number of groups
+    double eps,
+    double *cache,          # OUT mean (groups,), rstd (groups,); or NULL
+) noexcept nogil:
+    cdef Py_ssize_t groups = <Py_ssize_t>vget(parameters[2], 0)
+    cdef Layout layout = Layout(groups, groups, n // groups, 1)
+    forward_part(x, parameters[0], parameters[1], y, cache,
+                 NULL if cache == NULL else cache + groups, &layout, eps, 0, 1)
+
+
+def row_function(bint single):
+    """A capsule of the function for a row of float, or else of double; norm_rows.pxd describes it.
+
+    Its parameters are gain and bias, either of which may be NULL, and the number of groups.
+    """
+    return forward_capsule(<NormForward>forward_row[vf32], <NormForward>forward_row[vf64], single)
+
+
+cdef void affine_only(
+    const vreal *x,         # IN  (n,)
+    vreal *y,               # OUT (n,)
+    Py_ssize_t n,
+    const vreal **parameters,   # IN  gain, bias
+    double eps,
+    double *cache,          # not used
+) noexcept nogil:
+    cdef const vreal *gain = parameters[0]
+    cdef const vreal *bias = parameters[1]
+    cdef vreal v
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t count
+    while i < n:
+        count = min(lanes(x), n - i)
+        v = vload_first(at(x, i), count)
+        if gain != NULL:
+            v = v * vload_first(at(gain, i), count)
+        if bias != NULL:
+            v = v + vload_first(at(bias, i), count)
+        vstore_first(at_out(y, i), v, count)
+        i += count
+
+
+def affine_function(bint single):
+    """A capsule of x * gain + bias, rounded twice as `Normalizer.affine` does it."""
+    return forward_capsule(<NormForward>affine_only[vf32], <NormForward>affine_only[vf64], single)

@@ -23,6 +23,8 @@ from libc.math cimport fabs
 
 from normlib._kernels.affine cimport at_or_null
 from normlib._kernels.arrays cimport address, dim, is_single
+from normlib._kernels.norm_rows cimport NormBackward, backward_capsule
+from normlib._kernels.row_sums cimport add_row_any
 from normlib._kernels.rows cimport FOLD, GROUP, sums_about, vector_range
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_WIDE_VECS, STREAM_FLOATS, at, at_out, block_vecs, lanes, to_boundary,
@@ -198,8 +200,8 @@ cdef void row_double(
     const vreal *x,         # IN  (channels, inner)
     const vreal *gain,      # IN  (channels,) or NULL
     vreal *dx,              # OUT (channels, inner)
-    double *dgain,          # IN/OUT (channels,): added to
-    double *dbias,          # IN/OUT (channels,): added to
+    double *dgain,          # IN/OUT (channels,): added to; or NULL
+    double *dbias,          # IN/OUT (channels,): added to; or NULL
     const Row *row,
     Py_ssize_t channels,
     Py_ssize_t inner,
@@ -215,8 +217,10 @@ cdef void row_double(
         for i in range(c * inner, (c + 1) * inner):
             xhat = ((vget(x, i) - row.mean_hi) - row.mean_lo) * row.rstd
             g = vget(dy, i)
-            dgain[c] += g * xhat
-            dbias[c] += g
+            if dgain != NULL:
+                dgain[c] += g * xhat
+            if dbias != NULL:
+                dbias[c] += g
             mean_g += g * factor / n
             mean_gx += g * factor * xhat / n
     for c in range(channels):
@@ -546,3 +550,73 @@ def group_norm_backward(dy, x, Py_ssize_t groups, gain, mean, rstd, dx, dgain, d
             backward_all[vf64](<vf64 *>dy_data, <vf64 *>x_data, <vf64 *>gain_data, mean_data,
                                rstd_data, <vf64 *>dx_data, dgain_data, dbias_data, partial_data,
                                layout, n_blocks, padded, n_threads)
+
+
+# ---- one row, for a loop of others ---------------------------------------------------------------
+
+
+cdef void backward_one(
+    const vreal *dy,        # IN  (n,)
+    const vreal *x,         # IN  (n,)
+    vreal *dx,              # OUT (n,)
+    Py_ssize_t n,
+    const vreal **parameters,   # IN  gain, bias, the number of groups
+    double eps,
+    const double *cache,    # IN  mean (groups,), rstd (groups,)
+    double **gradients,     # IN/OUT of gain, of bias
+) noexcept nogil:
+    cdef Py_ssize_t groups = <Py_ssize_t>vget(parameters[2], 0)
+    cdef Py_ssize_t channels = n // groups
+    cdef Py_ssize_t group, i
+    cdef const vreal *gain
+    cdef double *dgain
+    cdef double *dbias
+    cdef Row row
+    for group in range(groups):
+        i = group * channels
+        gain = at_or_null(parameters[0], i)
+        dgain = NULL if gradients[0] == NULL else gradients[0] + i
+        dbias = NULL if gradients[1] == NULL else gradients[1] + i
+        prepare_row(at(x, i), channels, cache[group], cache[groups + group], &row)
+        if not row.vector:
+            row_double(at(dy, i), at(x, i), gain, at_out(dx, i), dgain, dbias, &row, channels, 1)
+            continue
+        if gain != NULL:
+            elements_row(at(dy, i), at(x, i), gain, at_out(dx, i), channels, &row, True, False)
+        else:
+            elements_row(at(dy, i), at(x, i), gain, at_out(dx, i), channels, &row, False, False)
+        add_row_any(at(dy, i), at(x, i), channels, row.mean_hi, row.rstd, row.offset, dgain, dbias,
+                    True)
+
+
+def row_function(bint single):
+    """A capsule of the function for a row, the gradient of that in group_norm.pyx."""
+    return backward_capsule(<NormBackward>backward_one[vf32], <NormBackward>backward_one[vf64],
+                            single)
+
+
+cdef void affine_only_backward(
+    const vreal *dy,        # IN  (n,)
+    const vreal *x,         # IN  (n,)
+    vreal *dx,              # OUT (n,)
+    Py_ssize_t n,
+    const vreal **parameters,   # IN  gain, bias
+    double eps,
+    const double *cache,    # not used
+    double **gradients,     # IN/OUT of gain, of bias
+) noexcept nogil:
+    cdef const vreal *gain = parameters[0]
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t count
+    while i < n:
+        count = min(lanes(x), n - i)
+        vstore_first(at_out(dx, i), times(vload_first(at(dy, i), count), at_or_null(gain, i), count,
+                                          gain != NULL), count)
+        i += count
+    add_row_any(dy, x, n, 0, 1, 0, gradients[0], gradients[1], False)
+
+
+def affine_function(bint single):
+    """A capsule of the gradient of that in group_norm.pyx."""
+    return backward_capsule(<NormBackward>affine_only_backward[vf32],
+                            <NormBackward>affine_only_backward[vf64], single)

@@ -22,6 +22,7 @@ from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.plain cimport (
     is_input, is_like, is_parameter, is_row_statistic, new_vector,
 )
+from normlib._kernels.row_sums cimport add_row_any
 from normlib._kernels.rows cimport GROUP, sums_about, vector_range
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_WIDE_VECS, STREAM_FLOATS, at, at_out, block_vecs, lanes, to_boundary,
@@ -375,42 +376,6 @@ def layer_norm_backward_plain(dy, x, mean, rstd, gain, threads_for):
 # ---- one row, for a loop of others ---------------------------------------------------------------
 
 
-cdef inline void add_row(
-    const vreal *dy,        # IN  (n,)
-    const vreal *x,         # IN  (n,)
-    Py_ssize_t n,
-    const Row *row,
-    double *dgain,          # IN/OUT (n,)
-    double *dbias,          # IN/OUT (n,)
-    bint has_gain,          # a constant
-    bint has_bias,          # a constant
-) noexcept nogil:
-    """Add the row's dy * xhat to dgain, its dy to dbias."""
-    cdef vreal m = vset(row.mean_hi, x)
-    cdef vreal s = vset(row.rstd, x)
-    cdef vreal t = vset(row.offset, x)
-    cdef vreal g
-    cdef vreal rest[2]
-    cdef Py_ssize_t i = 0
-    cdef Py_ssize_t j
-    while i + lanes(x) <= n:
-        g = at(dy, i)[0]
-        if has_gain:
-            vadd_to(dgain + i, g * vfma(at(x, i)[0] - m, s, t))
-        if has_bias:
-            vadd_to(dbias + i, g)
-        i += lanes(x)
-    if i < n:
-        g = vload_first(at(dy, i), n - i)
-        rest[0] = g * vfma(vload_first(at(x, i), n - i) - m, s, t)
-        rest[1] = g
-        for j in range(n - i):
-            if has_gain:
-                dgain[i + j] += vget(&rest[0], j)
-            if has_bias:
-                dbias[i + j] += vget(&rest[1], j)
-
-
 cdef void backward_one(
     const vreal *dy,        # IN  (n,)
     const vreal *x,         # IN  (n,)
@@ -433,12 +398,7 @@ cdef void backward_one(
         backward_row(dy, x, gain, dx, n, &row, True, False)
     else:
         backward_row(dy, x, gain, dx, n, &row, False, False)
-    if dgain != NULL and dbias != NULL:
-        add_row(dy, x, n, &row, dgain, dbias, True, True)
-    elif dgain != NULL:
-        add_row(dy, x, n, &row, dgain, dbias, True, False)
-    elif dbias != NULL:
-        add_row(dy, x, n, &row, dgain, dbias, False, True)
+    add_row_any(dy, x, n, row.mean_hi, row.rstd, row.offset, dgain, dbias, True)
 
 
 def row_function(bint single):

@@ -21,6 +21,7 @@ from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.halves cimport (
     Halves, as_halves, streams, vec_narrow_halves, vec_widen_halves,
 )
+from normlib._kernels.norm_rows cimport NormForward, forward_capsule
 from normlib._kernels.plain cimport apart, is_eps, is_input, is_like, is_output, is_parameter
 from normlib._kernels.rows cimport FOLD, GROUP, QUICK, needs_scaling, vector_range
 from normlib._kernels.vec cimport (
@@ -462,3 +463,25 @@ def rms_norm_half(x, gain, double eps, y, rstd, bint brain, scratch, int n_threa
     cdef double *rstd_data = <double *>address(rstd)
     with nogil:
         half_rows(halves, <vf32 *>gain_data, rstd_data, n_rows, n, eps, n_threads)
+
+
+# ---- one row, for a loop of others ---------------------------------------------------------------
+
+
+cdef void forward_row(
+    const vreal *x,         # IN  (n,)
+    vreal *y,               # OUT (n,)
+    Py_ssize_t n,
+    const vreal **parameters,   # IN  gain
+    double eps,
+    double *cache,          # OUT rstd; or NULL
+) noexcept nogil:
+    forward_group(x, parameters[0], y, cache, 1, n, eps, False)
+
+
+def row_function(bint single):
+    """A capsule of the function for a row of float, or else of double; norm_rows.pxd describes it.
+
+    Its parameter is the gain, which may be NULL.
+    """
+    return forward_capsule(<NormForward>forward_row[vf32], <NormForward>forward_row[vf64], single)

@@ -15,6 +15,8 @@ rows and in double beyond, then over the blocks in their order.
 from cython.parallel cimport prange
 
 from normlib._kernels.arrays cimport address, dim, is_single
+from normlib._kernels.norm_rows cimport NormBackward, backward_capsule
+from normlib._kernels.row_sums cimport add_row_any
 from normlib._kernels.rows cimport FOLD, GROUP, vector_range
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_WIDE_VECS, STREAM_FLOATS, at, at_out, block_vecs, lanes, to_boundary,
@@ -259,3 +261,34 @@ def rms_norm_backward(dy, x, gain, rstd, dx, dgain, partial, int n_threads):
             backward_rows[vf64](<vf64 *>dy_data, <vf64 *>x_data, <vf64 *>gain_data, rstd_data,
                                 <vf64 *>dx_data, <vf64 *>dgain_data, partial_data, n_rows, n,
                                 padded, n_threads)
+
+
+# ---- one row, for a loop of others ---------------------------------------------------------------
+
+
+cdef void backward_one(
+    const vreal *dy,        # IN  (n,)
+    const vreal *x,         # IN  (n,)
+    vreal *dx,              # OUT (n,)
+    Py_ssize_t n,
+    const vreal **parameters,   # IN  gain
+    double eps,
+    const double *cache,    # IN  rstd
+    double **gradients,     # IN/OUT of gain
+) noexcept nogil:
+    cdef const vreal *gain = parameters[0]
+    cdef double rstd = cache[0]
+    if not vector_range(x, rstd):
+        backward_row_double(dy, x, gain, dx, n, rstd, gradients[0])
+        return
+    if gain != NULL:
+        backward_row(dy, x, gain, dx, n, rstd, True, False)
+    else:
+        backward_row(dy, x, gain, dx, n, rstd, False, False)
+    add_row_any(dy, x, n, 0, rstd, 0, gradients[0], NULL, False)
+
+
+def row_function(bint single):
+    """A capsule of the function for a row, the gradient of that in rms_norm.pyx."""
+    return backward_capsule(<NormBackward>backward_one[vf32], <NormBackward>backward_one[vf64],
+                            single)

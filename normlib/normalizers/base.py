@@ -62,7 +62,7 @@ def _as_flag(name: str, value: Any) -> bool:
 
 
 #: The methods that compute what `Normalizer.row_functions` computes.
-ROW_METHODS = ("__call__", "forward", "forward_frozen", "backward")
+ROW_METHODS = ("__call__", "forward", "forward_frozen", "backward", "affine", "affine_backward")
 
 
 def _as_dtype(value: npt.DTypeLike) -> np.dtype[Any]:

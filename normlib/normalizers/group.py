@@ -5,10 +5,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from normlib._kernels import group_norm as kernel
+from normlib._kernels import group_norm_backward as backward_kernel
 from normlib.arrays import Array, as_integer, check_out
 from normlib.errors import ParameterError
 from normlib.functional import group_norm, group_norm_backward, group_norm_forward
 from normlib.normalizers.base import Normalizer
+from normlib.normalizers.rows import RowFunctions
 
 __all__ = ["GroupNorm"]
 
@@ -127,6 +130,17 @@ class GroupNorm(Normalizer):
         if "bias" in self.parameters:
             grads["bias"] = dbias
         return dx.reshape(x.shape), grads
+
+    def row_functions(self, *, training: bool) -> RowFunctions:
+        single = self.dtype == np.float32
+        groups = np.array([self.groups], self.dtype)
+        return RowFunctions(
+            kernel.row_function(single),
+            backward_kernel.row_function(single),
+            (self.parameters.get("gain"), self.parameters.get("bias"), groups),
+            ("gain", "bias", None),
+            cache_size=2 * self.groups,
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "groups": self.groups}

@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from normlib._kernels import group_norm as kernel
+from normlib._kernels import group_norm_backward as backward_kernel
 from normlib.arrays import Array
 from normlib.functional import instance_norm, instance_norm_backward, instance_norm_forward
 from normlib.normalizers.base import Normalizer
+from normlib.normalizers.rows import RowFunctions
 
 __all__ = ["InstanceNorm"]
 
@@ -111,6 +114,16 @@ class InstanceNorm(Normalizer):
         if "bias" in self.parameters:
             grads["bias"] = dbias
         return dx, grads
+
+    def row_functions(self, *, training: bool) -> RowFunctions:
+        # A row has one value per channel.
+        single = self.dtype == np.float32
+        return RowFunctions(
+            kernel.affine_function(single),
+            backward_kernel.affine_function(single),
+            (self.parameters.get("gain"), self.parameters.get("bias")),
+            ("gain", "bias"),
+        )
 
 
 def _single(x: Array) -> bool:

@@ -5,9 +5,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from normlib._kernels import rms_norm as kernel
+from normlib._kernels import rms_norm_backward as backward_kernel
 from normlib.arrays import Array
 from normlib.functional import rms_norm, rms_norm_backward, rms_norm_forward
 from normlib.normalizers.base import Normalizer
+from normlib.normalizers.rows import RowFunctions
 
 __all__ = ["RMSNorm"]
 
@@ -102,3 +105,13 @@ class RMSNorm(Normalizer):
         dy = self.check_gradient(dy, x.shape)
         dx, dgain = rms_norm_backward(dy, x, rstd, self.parameters.get("gain"))
         return dx, {} if dgain is None else {"gain": dgain}
+
+    def row_functions(self, *, training: bool) -> RowFunctions:
+        single = self.dtype == np.float32
+        return RowFunctions(
+            kernel.row_function(single),
+            backward_kernel.row_function(single),
+            (self.parameters.get("gain"),),
+            ("gain",),
+            cache_size=1,
+        )

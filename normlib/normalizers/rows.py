@@ -20,7 +20,8 @@ class RowFunctions(NamedTuple):
         identity.
     parameters : tuple of ndarray or None
         Handed to the functions in this order, of the normalizer's dtype and C-contiguous: shape
-        (F,), or (steps, F) where each time step has a row and later steps use the last.
+        (F,), or (steps, F) where each time step has a row and later steps use the last. Without a
+        name it may be of any size, not F alone: a setting that the functions read.
     names : tuple of str or None
         Which of the normalizer's parameters each one is, for its gradient; None for none of them.
     cache_size : int

@@ -59,13 +59,13 @@ def row_functions(
         if rows is None or any(method in own for method in ROW_METHODS):
             kind = type(normalizer).__name__
             return f"{kind} at {name} has no compiled row functions"
-        for array in rows.parameters:
+        for array, key in zip(rows.parameters, rows.names, strict=True):
             if array is None:
                 continue
             if (
                 type(array) is not np.ndarray
                 or array.dtype != normalizer.dtype
-                or array.shape[-1:] != (normalizer.features,)
+                or (key is not None and array.shape[-1:] != (normalizer.features,))
                 or array.ndim not in (1, 2)
                 or not (array.flags.c_contiguous and array.flags.aligned)
                 or not array.size
