@@ -298,3 +298,34 @@ def test_outputs_that_leave_the_cache_have_the_same_bits(cpu_level, shape, rng):
     dx, _, _ = normlib.group_norm_backward(dy, x, 1, mean, rstd, gain)
     few, _, _ = normlib.group_norm_backward(dy[some], x[some], 1, mean[some], rstd[some], gain)
     np.testing.assert_array_equal(dx[some], few)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("groups", [1, 3, 6])
+def test_large_samples_with_channels_last(cpu_level, n_threads, dtype, kind, groups, rng):
+    """They are not transposed. Nor does a sample's way of going depend on the others."""
+    x = INPUTS[kind](rng, (3, 50, 30, 6)).astype(dtype)
+    gain, bias = parameters(rng, 6, dtype)
+    for affine in [(None, None), (gain, bias)]:
+        y, mean, rstd = normlib.group_norm_forward(x, groups, *affine, channel_axis=-1)
+        expected, expected_mean, expected_rstd = group_norm(x, groups, *affine, channel_axis=-1)
+        size = np.maximum(
+            np.abs(expected), np.abs(group_norm(x, groups, affine[0], channel_axis=-1)[0])
+        )
+        error = np.abs(y - expected) / (np.finfo(dtype).eps * np.maximum(1, size))
+        assert error.max() <= 4
+        atol = 1e-14 * float(np.abs(x).max())
+        np.testing.assert_allclose(mean, expected_mean.astype(float), rtol=1e-15, atol=atol)
+        np.testing.assert_allclose(rstd, expected_rstd.astype(float), rtol=1e-10)
+        for out in (np.empty_like(x), np.empty(x.shape[::-1], dtype).T, x.copy()):
+            given = out if out.base is None and (out == x).all() else x
+            result = normlib.group_norm(given, groups, *affine, channel_axis=-1, out=out)
+            assert result is out
+            np.testing.assert_array_equal(out, y)
+    x[1, 3, 3, 0], x[2, 0, 0, 5] = np.nan, np.inf
+    with_nan = normlib.group_norm(x, groups, *affine, channel_axis=-1)
+    np.testing.assert_array_equal(with_nan[0], y[0])
+    assert np.isnan(with_nan[1, ..., : 6 // groups]).all()
+    assert np.isfinite(with_nan[1, ..., 6 // groups :]).all()
+    assert np.isnan(with_nan[2, ..., -6 // groups :]).all()

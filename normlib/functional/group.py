@@ -11,6 +11,7 @@ from normlib import _kernels
 from normlib._kernels.buffers import aligned_like
 from normlib.arrays import (
     DOUBLE,
+    SINGLE,
     Array,
     as_float,
     as_integer,
@@ -36,6 +37,9 @@ __all__ = [
 
 # Shorter planes are taken element by element, with gain and bias repeated along them.
 _SHORT_PLANE = 32
+# From so many elements of a sample on, float32 channels that come last stay where they are. Doubles
+# do not: their moments need more than sums of doubles.
+_LARGE_SAMPLE = 1 << 13
 
 
 class _Groups(NamedTuple):
@@ -150,6 +154,21 @@ def _group_norm(
         y = np.empty(x.shape, x.dtype) if out is None else out
         nothing = np.full(view.statistics, np.nan) if statistics else None
         return y, nothing, None if nothing is None else nothing.copy()
+    last = view.axis == x.ndim - 1 > 1 and x.flags.c_contiguous
+    if last and x.dtype == SINGLE and x[0].size >= _LARGE_SAMPLE:
+        return _channels_last(x, view, gain, bias, eps, out, statistics)
+    return _channels_second(x, view, gain, bias, eps, out, statistics)
+
+
+def _channels_second(
+    x: Array,
+    view: _Groups,
+    gain: Array | None,
+    bias: Array | None,
+    eps: float,
+    out: Array | None,
+    statistics: bool,
+) -> tuple[Array, Array | None, Array | None]:
     values = view.flatten(x)
     mean = np.empty(view.statistics) if statistics else None
     rstd = np.empty(view.statistics) if statistics else None
@@ -164,6 +183,56 @@ def _group_norm(
     )
     y = out if direct and out is not None else view.restore(y_values, x, out)
     return y, mean, rstd
+
+
+def _channels_last(
+    x: Array,
+    view: _Groups,
+    gain: Array | None,
+    bias: Array | None,
+    eps: float,
+    out: Array | None,
+    statistics: bool,
+) -> tuple[Array, Array | None, Array | None]:
+    """The same without a transposed copy, by the kernels of batch norm.
+
+    A sample's channels have their moments, which are merged by groups. Which way a sample goes
+    depends on that sample alone.
+    """
+    direct = out is not None and writable_directly(out, x, gain, bias)
+    y = out if direct and out is not None else aligned_like(x)
+    mean, rstd = np.empty(view.statistics), np.empty(view.statistics)
+    channels, n_threads = view.channels, threads_for(x[0].size)
+    repeats = channels // view.groups
+    samples = x.reshape(len(x), -1, channels, 1)
+    for n, (sample, target) in enumerate(zip(samples, y.reshape(samples.shape), strict=True)):
+        of_channels = _kernels.batch_moments.batch_moments(
+            sample, len(sample), channels, 1, eps, n_threads
+        )
+        with np.errstate(all="ignore"):
+            means, rests, variances, _ = (one.reshape(view.groups, -1) for one in of_channels)
+            high = means.mean(axis=1)
+            apart = (means - high[:, None]) + rests
+            low = apart.mean(axis=1)
+            var = variances.mean(axis=1) + np.square(apart - low[:, None]).mean(axis=1)
+            scale = 1 / np.sqrt(var + eps)
+        if not np.isfinite(var).all():
+            part = x[n : n + 1]
+            one = view._replace(shape=(1, *view.shape[1:]))
+            result, *kept = _channels_second(part, one, gain, bias, eps, None, True)
+            y[n] = result[0]
+            mean[n], rstd[n] = (cast(Array, value)[0] for value in kept)
+            continue
+        mean[n] = high + low
+        rstd[n] = scale
+        high, low, scale = (np.repeat(value, repeats) for value in (high, low, scale))
+        _kernels.batch_norm.batch_norm_forward(
+            sample, high, low, scale, gain, bias, target, n_threads
+        )
+    if out is not None and not direct:
+        out[...] = y
+        y = out
+    return (y, mean, rstd) if statistics else (y, None, None)
 
 
 def _require_two(view: _Groups, x: Array) -> None:
