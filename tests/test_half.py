@@ -5,7 +5,7 @@ import pytest
 
 import normlib
 from normlib import _kernels
-from normlib.errors import DTypeError
+from normlib.errors import DTypeError, ParameterError
 from normlib.functional.half import rounded, widen
 from reference import layer_norm, rms_norm
 
@@ -193,6 +193,15 @@ def test_empty_and_wrong_out(dtype):
     for function in (normlib.layer_norm, lambda x, **kw: normlib.group_norm(x, 2, **kw)):
         with pytest.raises(DTypeError, match="out must have x's dtype"):
             function(np.ones((2, 6), dtype), out=np.empty((2, 6), np.float32))
+
+
+@ids
+def test_a_read_only_out_is_refused(dtype):
+    x = np.ones((2, 6), dtype)
+    x.flags.writeable = False
+    for function in (normlib.layer_norm, normlib.rms_norm, normlib.layer_norm_forward):
+        with pytest.raises(ParameterError, match=r"writeable|read-only"):
+            function(x, out=x)
 
 
 def test_every_level_gives_the_same_bits(rng):

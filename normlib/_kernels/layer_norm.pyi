@@ -46,25 +46,36 @@ def add_layer_norm_forward(
     rstd: NDArray[np.float64] | None,
     n_threads: int,
 ) -> None: ...
+@overload
 def add_layer_norm_plain(
     x: ArrayLike,
     residual: ArrayLike,
     gain: ArrayLike | None,
     bias: ArrayLike | None,
     eps: float,
+    out: tuple[NDArray[Any], NDArray[Any]] | None,
+    statistics: Literal[False],
     threads_for: Callable[[int], int],
 ) -> tuple[NDArray[Any], NDArray[Any]] | None: ...
-def half_scratch_size(n: int) -> int: ...
+@overload
+def add_layer_norm_plain(
+    x: ArrayLike,
+    residual: ArrayLike,
+    gain: ArrayLike | None,
+    bias: ArrayLike | None,
+    eps: float,
+    out: tuple[NDArray[Any], NDArray[Any]] | None,
+    statistics: Literal[True],
+    threads_for: Callable[[int], int],
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64], NDArray[np.float64]] | None: ...
 def layer_norm_half(
-    x: NDArray[np.uint16],
+    x: NDArray[Any],
     gain: NDArray[Any] | None,
     bias: NDArray[Any] | None,
     eps: float,
-    y: NDArray[np.uint16],
+    y: NDArray[Any],
     mean: NDArray[np.float64] | None,
     rstd: NDArray[np.float64] | None,
-    brain: bool,
-    scratch: NDArray[Any],
     n_threads: int,
 ) -> None: ...
 def row_function(single: bool) -> object: ...

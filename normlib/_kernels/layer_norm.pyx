@@ -22,10 +22,12 @@ from normlib._kernels.affine cimport add_run
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.halves cimport (
-    Halves, as_halves, streams, vec_narrow_halves, vec_widen_halves,
+    Halves, is_plain_half, new_scratch, streams, vec_narrow_halves, vec_widen_halves,
 )
 from normlib._kernels.norm_rows cimport NormForward, forward_capsule
-from normlib._kernels.plain cimport apart, is_eps, is_input, is_like, is_output, is_parameter
+from normlib._kernels.plain cimport (
+    apart, is_eps, is_input, is_like, is_output, is_pair, is_parameter,
+)
 from normlib._kernels.rows cimport (
     GROUP, Moments, QUICK, ScaledMoments, needs_scaling, quick_moments, row_moments,
     scaled_moments, scaled_xhat, unscaled_mean, unscaled_rstd, vector_range,
@@ -332,20 +334,24 @@ def layer_norm_plain(x, gain, bias, eps, out, bint statistics, threads_for):
 
     threads_for(elements) tells how many threads to use.
     """
-    if not (is_input(x) and is_eps(eps)):
+    cdef bint half = is_plain_half(x, gain, bias, eps, out)
+    if not half and not (is_input(x) and is_eps(eps)):
         return None
     cdef int n_axes = cnp.PyArray_NDIM(x)
     cdef Py_ssize_t n = dim(x, n_axes - 1)
     cdef Py_ssize_t n_rows = cnp.PyArray_SIZE(x) // n
-    if not (is_parameter(gain, x, n) and is_parameter(bias, x, n) and is_output(out, x)
-            and apart(out, gain, bias)):
+    if not half and not (is_parameter(gain, x, n) and is_parameter(bias, x, n)
+                         and is_output(out, x) and apart(out, gain, bias)):
         return None
     y = aligned_like(x) if out is None else out
     mean = rstd = None
     if statistics:
         mean = cnp.PyArray_SimpleNew(n_axes - 1, cnp.PyArray_DIMS(x), cnp.NPY_FLOAT64)
         rstd = cnp.PyArray_SimpleNew(n_axes - 1, cnp.PyArray_DIMS(x), cnp.NPY_FLOAT64)
-    forward(x, gain, bias, eps, y, mean, rstd, n_rows, n, threads_for(n_rows * n))
+    if half:
+        half_forward(x, gain, bias, eps, y, mean, rstd, n_rows, n, threads_for(n_rows * n))
+    else:
+        forward(x, gain, bias, eps, y, mean, rstd, n_rows, n, threads_for(n_rows * n))
     return (y, mean, rstd) if statistics else y
 
 
@@ -425,19 +431,24 @@ def add_layer_norm_forward(x, residual, gain, bias, double eps, y, total, mean, 
     run_add(x, residual, gain, bias, y, total, mean, rstd, dim(x, 0), dim(x, 1), eps, n_threads)
 
 
-def add_layer_norm_plain(x, residual, gain, bias, eps, threads_for):
-    """(y, x + residual), new, over the last axis; None unless every argument is plain."""
+def add_layer_norm_plain(x, residual, gain, bias, eps, out, bint statistics, threads_for):
+    """(y, x + residual) over the last axis, and mean, rstd; None unless every argument is plain."""
     if not (is_input(x) and is_like(residual, x) and is_eps(eps)):
         return None
-    cdef Py_ssize_t n = dim(x, cnp.PyArray_NDIM(x) - 1)
+    cdef int n_axes = cnp.PyArray_NDIM(x)
+    cdef Py_ssize_t n = dim(x, n_axes - 1)
     cdef Py_ssize_t n_rows = cnp.PyArray_SIZE(x) // n
-    if not (is_parameter(gain, x, n) and is_parameter(bias, x, n)):
+    if not (is_parameter(gain, x, n) and is_parameter(bias, x, n)
+            and is_pair(out, x, residual, gain, bias)):
         return None
-    y = aligned_like(x)
-    total = aligned_like(x)
-    run_add(x, residual, gain, bias, y, total, None, None, n_rows, n, eps,
+    y, total = (aligned_like(x), aligned_like(x)) if out is None else out
+    mean = rstd = None
+    if statistics:
+        mean = cnp.PyArray_SimpleNew(n_axes - 1, cnp.PyArray_DIMS(x), cnp.NPY_FLOAT64)
+        rstd = cnp.PyArray_SimpleNew(n_axes - 1, cnp.PyArray_DIMS(x), cnp.NPY_FLOAT64)
+    run_add(x, residual, gain, bias, y, total, mean, rstd, n_rows, n, eps,
             threads_for(n_rows * n))
-    return y, total
+    return (y, total, mean, rstd) if statistics else (y, total)
 
 
 # ---- half types ----------------------------------------------------------------------------------
@@ -477,17 +488,10 @@ cdef void half_rows(Halves halves, const vf32 *gain, const vf32 *bias, double *m
         half_part(&halves, gain, bias, mean, rstd, n_rows, n, eps, part, n_threads)
 
 
-def half_scratch_size(Py_ssize_t n):
-    """Floats of scratch that a thread needs for rows of n halves."""
-    return max(<Py_ssize_t>GROUP_FLOATS, n)
-
-
-def layer_norm_half(x, gain, bias, double eps, y, mean, rstd, bint brain, scratch,
-                    int n_threads):
-    """Rows of a half type, as uint16; gain and bias in float32."""
-    cdef Py_ssize_t n_rows = dim(x, 0)
-    cdef Py_ssize_t n = dim(x, 1)
-    cdef Halves halves = as_halves(x, y, brain, scratch)
+cdef int half_forward(object x, object gain, object bias, double eps, object y, object mean,
+                      object rstd, Py_ssize_t n_rows, Py_ssize_t n, int n_threads) except -1:
+    cdef Halves halves
+    _memory = new_scratch(&halves, x, y, max(<Py_ssize_t>GROUP_FLOATS, n), n_threads)
     cdef void *gain_data = address(gain)
     cdef void *bias_data = address(bias)
     cdef double *mean_data = <double *>address(mean)
@@ -495,6 +499,12 @@ def layer_norm_half(x, gain, bias, double eps, y, mean, rstd, bint brain, scratc
     with nogil:
         half_rows(halves, <vf32 *>gain_data, <vf32 *>bias_data, mean_data, rstd_data, n_rows, n,
                   eps, n_threads)
+    return 0
+
+
+def layer_norm_half(x, gain, bias, double eps, y, mean, rstd, int n_threads):
+    """Rows of a half type; gain and bias in float32."""
+    half_forward(x, gain, bias, eps, y, mean, rstd, dim(x, 0), dim(x, 1), n_threads)
 
 
 # ---- one row, for a loop of others ---------------------------------------------------------------

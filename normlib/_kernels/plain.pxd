@@ -67,6 +67,20 @@ cdef inline bint apart(object out, object a, object b) noexcept:
     return out is None or not (overlap(out, a) or overlap(out, b))
 
 
+cdef inline bint is_pair(object out, object x, object residual, object gain,
+                         object bias) noexcept:
+    """None, or two outputs, apart from each other; each apart from residual or residual itself."""
+    if out is None:
+        return True
+    if type(out) is not tuple or len(<tuple>out) != 2:
+        return False
+    for one in <tuple>out:
+        if (one is None or not is_output(one, x) or not apart(one, gain, bias)
+                or (one is not residual and overlap(one, residual))):
+            return False
+    return not overlap((<tuple>out)[0], (<tuple>out)[1])
+
+
 cdef inline bint find_channels(object x, object channel_axis, Shape *shape) except -1:
     """x as (outer, C, inner), where channel_axis is an int that x has; one channel as one plane."""
     cdef int axis, i

@@ -40,22 +40,32 @@ def add_rms_norm_forward(
     rstd: NDArray[np.float64] | None,
     n_threads: int,
 ) -> None: ...
+@overload
 def add_rms_norm_plain(
     x: ArrayLike,
     residual: ArrayLike,
     gain: ArrayLike | None,
     eps: float,
+    out: tuple[NDArray[Any], NDArray[Any]] | None,
+    statistics: Literal[False],
     threads_for: Callable[[int], int],
 ) -> tuple[NDArray[Any], NDArray[Any]] | None: ...
-def half_scratch_size(n: int) -> int: ...
+@overload
+def add_rms_norm_plain(
+    x: ArrayLike,
+    residual: ArrayLike,
+    gain: ArrayLike | None,
+    eps: float,
+    out: tuple[NDArray[Any], NDArray[Any]] | None,
+    statistics: Literal[True],
+    threads_for: Callable[[int], int],
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]] | None: ...
 def rms_norm_half(
-    x: NDArray[np.uint16],
+    x: NDArray[Any],
     gain: NDArray[Any] | None,
     eps: float,
-    y: NDArray[np.uint16],
+    y: NDArray[Any],
     rstd: NDArray[np.float64] | None,
-    brain: bool,
-    scratch: NDArray[Any],
     n_threads: int,
 ) -> None: ...
 def row_function(single: bool) -> object: ...

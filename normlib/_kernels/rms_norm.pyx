@@ -19,10 +19,12 @@ from normlib._kernels.affine cimport add_run, affine_row
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.halves cimport (
-    Halves, as_halves, streams, vec_narrow_halves, vec_widen_halves,
+    Halves, is_plain_half, new_scratch, streams, vec_narrow_halves, vec_widen_halves,
 )
 from normlib._kernels.norm_rows cimport NormForward, forward_capsule
-from normlib._kernels.plain cimport apart, is_eps, is_input, is_like, is_output, is_parameter
+from normlib._kernels.plain cimport (
+    apart, is_eps, is_input, is_like, is_output, is_pair, is_parameter,
+)
 from normlib._kernels.rows cimport FOLD, GROUP, QUICK, needs_scaling, vector_range
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, STREAM_FLOATS, at, at_out, block_vecs,
@@ -312,18 +314,22 @@ def rms_norm_plain(x, gain, eps, out, bint statistics, threads_for):
 
     threads_for(elements) tells how many threads to use.
     """
-    if not (is_input(x) and is_eps(eps)):
+    cdef bint half = is_plain_half(x, gain, None, eps, out)
+    if not half and not (is_input(x) and is_eps(eps)):
         return None
     cdef int n_axes = cnp.PyArray_NDIM(x)
     cdef Py_ssize_t n = dim(x, n_axes - 1)
     cdef Py_ssize_t n_rows = cnp.PyArray_SIZE(x) // n
-    if not (is_parameter(gain, x, n) and is_output(out, x) and apart(out, gain, None)):
+    if not half and not (is_parameter(gain, x, n) and is_output(out, x) and apart(out, gain, None)):
         return None
     y = aligned_like(x) if out is None else out
     rstd = None
     if statistics:
         rstd = cnp.PyArray_SimpleNew(n_axes - 1, cnp.PyArray_DIMS(x), cnp.NPY_FLOAT64)
-    run(x, gain, y, rstd, n_rows, n, eps, threads_for(n_rows * n))
+    if half:
+        half_forward(x, gain, eps, y, rstd, n_rows, n, threads_for(n_rows * n))
+    else:
+        run(x, gain, y, rstd, n_rows, n, eps, threads_for(n_rows * n))
     return (y, rstd) if statistics else y
 
 
@@ -401,18 +407,21 @@ def add_rms_norm_forward(x, residual, gain, double eps, y, total, rstd, int n_th
     run_add(x, residual, gain, y, total, rstd, dim(x, 0), dim(x, 1), eps, n_threads)
 
 
-def add_rms_norm_plain(x, residual, gain, eps, threads_for):
-    """(y, x + residual), new, over the last axis; None unless every argument is plain."""
+def add_rms_norm_plain(x, residual, gain, eps, out, bint statistics, threads_for):
+    """(y, x + residual) over the last axis, and rstd; None unless every argument is plain."""
     if not (is_input(x) and is_like(residual, x) and is_eps(eps)):
         return None
-    cdef Py_ssize_t n = dim(x, cnp.PyArray_NDIM(x) - 1)
+    cdef int n_axes = cnp.PyArray_NDIM(x)
+    cdef Py_ssize_t n = dim(x, n_axes - 1)
     cdef Py_ssize_t n_rows = cnp.PyArray_SIZE(x) // n
-    if not is_parameter(gain, x, n):
+    if not (is_parameter(gain, x, n) and is_pair(out, x, residual, gain, None)):
         return None
-    y = aligned_like(x)
-    total = aligned_like(x)
-    run_add(x, residual, gain, y, total, None, n_rows, n, eps, threads_for(n_rows * n))
-    return y, total
+    y, total = (aligned_like(x), aligned_like(x)) if out is None else out
+    rstd = None
+    if statistics:
+        rstd = cnp.PyArray_SimpleNew(n_axes - 1, cnp.PyArray_DIMS(x), cnp.NPY_FLOAT64)
+    run_add(x, residual, gain, y, total, rstd, n_rows, n, eps, threads_for(n_rows * n))
+    return (y, total, rstd) if statistics else (y, total)
 
 
 # ---- half types ----------------------------------------------------------------------------------
@@ -449,20 +458,20 @@ cdef void half_rows(Halves halves, const vf32 *gain, double *rstd, Py_ssize_t n_
         half_part(&halves, gain, rstd, n_rows, n, eps, part, n_threads)
 
 
-def half_scratch_size(Py_ssize_t n):
-    """Floats of scratch that a thread needs for rows of n halves."""
-    return max(<Py_ssize_t>GROUP_FLOATS, n)
-
-
-def rms_norm_half(x, gain, double eps, y, rstd, bint brain, scratch, int n_threads):
-    """Rows of a half type, as uint16; gain in float32."""
-    cdef Py_ssize_t n_rows = dim(x, 0)
-    cdef Py_ssize_t n = dim(x, 1)
-    cdef Halves halves = as_halves(x, y, brain, scratch)
+cdef int half_forward(object x, object gain, double eps, object y, object rstd,
+                      Py_ssize_t n_rows, Py_ssize_t n, int n_threads) except -1:
+    cdef Halves halves
+    _memory = new_scratch(&halves, x, y, max(<Py_ssize_t>GROUP_FLOATS, n), n_threads)
     cdef void *gain_data = address(gain)
     cdef double *rstd_data = <double *>address(rstd)
     with nogil:
         half_rows(halves, <vf32 *>gain_data, rstd_data, n_rows, n, eps, n_threads)
+    return 0
+
+
+def rms_norm_half(x, gain, double eps, y, rstd, int n_threads):
+    """Rows of a half type; gain in float32."""
+    half_forward(x, gain, eps, y, rstd, dim(x, 0), dim(x, 1), n_threads)
 
 
 # ---- one row, for a loop of others ---------------------------------------------------------------

@@ -28,7 +28,7 @@
 
 #if !defined(__GNUC__) || defined(NORMLIB_NO_SIMD)
 #define VEC_BYTES 0
-#elif defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define VEC_BYTES 64
 #elif defined(__AVX2__) && defined(__FMA__)
 #define VEC_BYTES 32
@@ -522,22 +522,32 @@ VEC_FN vf32 vf32_from_bf16(const uint16_t *p)
     __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return (vf32)_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
 }
-typedef __m256i vec_halves;
-VEC_FN vec_halves vf32_as_f16(vf32 v)
+typedef __m512i vec_halves;
+VEC_FN vec_halves vf32_as_f16(vf32 a, vf32 b)
 {
-    return _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256i low = _mm512_cvtps_ph((__m512)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256i high = _mm512_cvtps_ph((__m512)b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
-VEC_FN vec_halves vf32_as_bf16(vf32 v)
+VEC_FN __m512i vec_rounded_bf16(vf32 v)
 {
     __m512i bits = _mm512_castps_si512((__m512)v);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
     __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
-    up = _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x400000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16));
+    __m512i up = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+    up = _mm512_mask_add_epi32(up, odd, up, _mm512_set1_epi32(1));
+    return _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x400000));
 }
-VEC_FN void vec_put_halves(uint16_t *p, vec_halves h) { _mm256_storeu_si256((__m256i *)p, h); }
-VEC_FN void vec_stream_halves(uint16_t *p, vec_halves h) { _mm256_stream_si256((__m256i *)p, h); }
+VEC_FN vec_halves vf32_as_bf16(vf32 a, vf32 b)
+{
+    static const uint16_t odd_words[32] = {
+        1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+        33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    __m512i order = _mm512_loadu_si512((const void *)odd_words);
+    return _mm512_permutex2var_epi16(vec_rounded_bf16(a), order, vec_rounded_bf16(b));
+}
+VEC_FN void vec_put_halves(uint16_t *p, vec_halves h) { _mm512_storeu_si512((void *)p, h); }
+VEC_FN void vec_stream_halves(uint16_t *p, vec_halves h) { _mm512_stream_si512((void *)p, h); }
 #elif VEC_BYTES == 32 && defined(__F16C__)
 VEC_FN vf32 vf32_from_f16(const uint16_t *p)
 {
@@ -548,23 +558,29 @@ VEC_FN vf32 vf32_from_bf16(const uint16_t *p)
     __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return (vf32)_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
 }
-typedef __m128i vec_halves;
-VEC_FN vec_halves vf32_as_f16(vf32 v)
+typedef __m256i vec_halves;
+VEC_FN vec_halves vf32_as_f16(vf32 a, vf32 b)
 {
-    return _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm256_set_m128i(
+        _mm256_cvtps_ph((__m256)b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+        _mm256_cvtps_ph((__m256)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-VEC_FN vec_halves vf32_as_bf16(vf32 v)
+VEC_FN __m256i vec_rounded_bf16(vf32 v)
 {
     __m256i bits = _mm256_castps_si256((__m256)v);
     __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
     __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
     __m256i nan = _mm256_castps_si256(_mm256_cmp_ps((__m256)v, (__m256)v, _CMP_UNORD_Q));
-    up = _mm256_srli_epi32(_mm256_blendv_epi8(up, quiet, nan), 16);
-    return _mm_packus_epi32(_mm256_castsi256_si128(up), _mm256_extracti128_si256(up, 1));
+    return _mm256_srli_epi32(_mm256_blendv_epi8(up, quiet, nan), 16);
 }
-VEC_FN void vec_put_halves(uint16_t *p, vec_halves h) { _mm_storeu_si128((__m128i *)p, h); }
-VEC_FN void vec_stream_halves(uint16_t *p, vec_halves h) { _mm_stream_si128((__m128i *)p, h); }
+VEC_FN vec_halves vf32_as_bf16(vf32 a, vf32 b)
+{
+    __m256i h = _mm256_packus_epi32(vec_rounded_bf16(a), vec_rounded_bf16(b));
+    return _mm256_permute4x64_epi64(h, 0xd8);       /* packed by halves of the two */
+}
+VEC_FN void vec_put_halves(uint16_t *p, vec_halves h) { _mm256_storeu_si256((__m256i *)p, h); }
+VEC_FN void vec_stream_halves(uint16_t *p, vec_halves h) { _mm256_stream_si256((__m256i *)p, h); }
 #else
 VEC_FN float vec_one_from_f16(uint16_t h)
 {
@@ -616,7 +632,7 @@ VEC_FN uint16_t vec_one_as_bf16(float f)
     if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 0x40);
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
-typedef struct { uint16_t at[VF32_LANES]; } vec_halves;
+typedef struct { uint16_t at[2 * VF32_LANES]; } vec_halves;
 #define VEC_DEFINE_HALF(KIND)                                                         \
     VEC_FN vf32 vf32_from_##KIND(const uint16_t *p)                                   \
     {                                                                                 \
@@ -626,12 +642,13 @@ typedef struct { uint16_t at[VF32_LANES]; } vec_halves;
         memcpy(&v, lanes, sizeof v);                                                  \
         return v;                                                                     \
     }                                                                                 \
-    VEC_FN vec_halves vf32_as_##KIND(vf32 v)                                          \
+    VEC_FN vec_halves vf32_as_##KIND(vf32 a, vf32 b)                                  \
     {                                                                                 \
-        float lanes[VF32_LANES];                                                      \
+        float lanes[2 * VF32_LANES];                                                  \
         vec_halves h;                                                                 \
-        memcpy(lanes, &v, sizeof v);                                                  \
-        for (int i = 0; i < VF32_LANES; i++) h.at[i] = vec_one_as_##KIND(lanes[i]);   \
+        memcpy(lanes, &a, sizeof a);                                                  \
+        memcpy(lanes + VF32_LANES, &b, sizeof b);                                     \
+        for (int i = 0; i < 2 * VF32_LANES; i++) h.at[i] = vec_one_as_##KIND(lanes[i]);\
         return h;                                                                     \
     }
 VEC_DEFINE_HALF(f16)
@@ -655,24 +672,42 @@ VEC_FN void vec_widen_halves(const uint16_t *x, float *y, ptrdiff_t n, int brain
     }
 }
 
-/* n floats as halves; past the cache if stream, which needs y at a multiple of half a vector. */
-VEC_FN void vec_narrow_halves(const float *x, uint16_t *y, ptrdiff_t n, int brain, int stream)
+/* n floats as halves; past the cache if stream, which needs y at a multiple of a vector. */
+VEC_FN void vec_narrow_some(const float *x, uint16_t *y, ptrdiff_t n, int brain)
 {
-    ptrdiff_t i = 0;
-    uint16_t tail[VF32_LANES];
-    for (; i + VF32_LANES <= n; i += VF32_LANES) {
-        vf32 v = *(const vf32 *)(x + i);
-        vec_halves h = brain ? vf32_as_bf16(v) : vf32_as_f16(v);
+    uint16_t some[2 * VF32_LANES];
+    vf32 a = vf32_load_first((const vf32 *)x, n);
+    vf32 b = vf32_load_first((const vf32 *)(x + VF32_LANES), n - VF32_LANES);
+    vec_put_halves(some, brain ? vf32_as_bf16(a, b) : vf32_as_f16(a, b));
+    memcpy(y, some, (size_t)n * 2);
+}
+VEC_FN void vec_narrow_run(const float *x, uint16_t *y, ptrdiff_t n, int brain, int stream)
+{
+    enum { LANES = VF32_LANES };
+    /* Stores that stay in a cache line. */
+    ptrdiff_t i = (ptrdiff_t)((0 - (uintptr_t)y) / 2 % (2 * LANES));
+    if (i > n) i = n;
+    if (i > 0) vec_narrow_some(x, y, i, brain);
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        vf32 a = *(const vf32 *)(x + i), b = *(const vf32 *)(x + i + LANES);
+        vec_halves h = brain ? vf32_as_bf16(a, b) : vf32_as_f16(a, b);
         if (stream)
             vec_stream_halves(y + i, h);
         else
             vec_put_halves(y + i, h);
     }
-    if (i < n) {
-        vf32 v = vf32_load_first((const vf32 *)(x + i), n - i);
-        vec_put_halves(tail, brain ? vf32_as_bf16(v) : vf32_as_f16(v));
-        memcpy(y + i, tail, (size_t)(n - i) * 2);
-    }
+    if (i < n) vec_narrow_some(x + i, y + i, n - i, brain);
+}
+VEC_FN void vec_narrow_halves(const float *x, uint16_t *y, ptrdiff_t n, int brain, int stream)
+{
+    if (brain && stream)
+        vec_narrow_run(x, y, n, 1, 1);
+    else if (brain)
+        vec_narrow_run(x, y, n, 1, 0);
+    else if (stream)
+        vec_narrow_run(x, y, n, 0, 1);
+    else
+        vec_narrow_run(x, y, n, 0, 0);
 }
 
 #endif

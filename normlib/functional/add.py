@@ -182,8 +182,10 @@ def add_layer_norm(
     >>> y, total
     (array([[-1.,  1.]]), array([[1., 3.]]))
     """
-    if axis is _LAST and out is None:
-        pair = _kernels.layer_norm.add_layer_norm_plain(x, residual, gain, bias, eps, threads_for)
+    if axis is _LAST:
+        pair = _kernels.layer_norm.add_layer_norm_plain(
+            x, residual, gain, bias, eps, out, False, threads_for
+        )
         if pair is not None:
             return pair
     return _add_norm(x, residual, gain, bias, axis, eps, out, False, centered=True)[:2]
@@ -216,6 +218,12 @@ def add_layer_norm_forward(
     >>> mean, rstd
     (array([4.]), array([0.5]))
     """
+    if axis is _LAST:
+        plain = _kernels.layer_norm.add_layer_norm_plain(
+            x, residual, gain, bias, eps, out, True, threads_for
+        )
+        if plain is not None:
+            return plain
     results = _add_norm(x, residual, gain, bias, axis, eps, out, True, centered=True)
     return cast(tuple[Array, Array, Array, Array], results)
 
@@ -315,8 +323,8 @@ def add_rms_norm(
     >>> y, total
     (array([[0.2, 1.4]]), array([[1., 7.]]))
     """
-    if axis is _LAST and out is None:
-        pair = _kernels.rms_norm.add_rms_norm_plain(x, residual, gain, eps, threads_for)
+    if axis is _LAST:
+        pair = _kernels.rms_norm.add_rms_norm_plain(x, residual, gain, eps, out, False, threads_for)
         if pair is not None:
             return pair
     return _add_norm(x, residual, gain, None, axis, eps, out, False, centered=False)[:2]
@@ -347,6 +355,10 @@ def add_rms_norm_forward(
     >>> rstd
     array([0.25])
     """
+    if axis is _LAST:
+        plain = _kernels.rms_norm.add_rms_norm_plain(x, residual, gain, eps, out, True, threads_for)
+        if plain is not None:
+            return plain
     y, total, _, rstd = _add_norm(x, residual, gain, None, axis, eps, out, True, centered=False)
     return y, total, cast(Array, rstd)
 

@@ -1,6 +1,5 @@
 """Half types, float16 and bfloat16: stored as such, computed in float32, rounded once."""
 
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -9,25 +8,7 @@ from normlib import _kernels
 from normlib.arrays import HALF, SINGLE, Array, check_out
 from normlib.threads import threads_for
 
-__all__ = ["normalize_rows", "rounded", "widen"]
-
-
-def normalize_rows(
-    module: ModuleType,
-    name: str,
-    rows: Array,
-    parameters: tuple[Array | None, ...],
-    eps: float,
-    y: Array,
-    statistics: tuple[Array | None, ...],
-) -> None:
-    """Normalize rows of a half type into y, of that type, by a kernel that widens as it goes."""
-    n_threads = threads_for(rows.size)
-    scratch = np.empty((n_threads, module.half_scratch_size(rows.shape[1])), SINGLE)
-    kernel = getattr(module, name)
-    brain = rows.dtype != HALF
-    bits, y_bits = rows.view(np.uint16), y.view(np.uint16)
-    kernel(bits, *parameters, eps, y_bits, *statistics, brain, scratch, n_threads)
+__all__ = ["rounded", "widen"]
 
 
 def widen(x: Array) -> Array:

@@ -47,9 +47,10 @@ def _rms_norm(
     direct = view.trailing and out is not None and writable_directly(out, rows, gain)
     y_rows = out.reshape(rows.shape) if direct and out is not None else aligned_like(rows)
     if x.dtype.itemsize == 2:
-        half.normalize_rows(_kernels.rms_norm, "rms_norm_half", rows, (gain,), eps, y_rows, (rstd,))
+        kernel = _kernels.rms_norm.rms_norm_half
     else:
-        _kernels.rms_norm.rms_norm_forward(rows, gain, eps, y_rows, rstd, threads_for(x.size))
+        kernel = _kernels.rms_norm.rms_norm_forward
+    kernel(rows, gain, eps, y_rows, rstd, threads_for(x.size))
     y = out if direct and out is not None else view.restore(y_rows, out)
     return y, None if rstd is None else rstd.reshape(view.kept)
 
