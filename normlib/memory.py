@@ -1,8 +1,8 @@
 """How much memory of outputs normlib keeps when they die, for outputs to come.
 
 New memory is slow: the system clears each page of it at its first touch, which takes as long as
-normalizing what is on it. So memory of outputs of 1 MB and more is kept: at most 4 blocks, and at
-most 256 MB or a sixteenth of the machine's memory, whichever is less. ``NORMLIB_KEEP_MB`` sets
+normalizing what is on it. So memory of outputs of 128 KB and more is kept: at most 16 blocks, and
+at most 256 MB or a sixteenth of the machine's memory, whichever is less. ``NORMLIB_KEEP_MB`` sets
 another limit; 0 keeps nothing. Memory goes there only when no array and no view refers to it.
 """
 
