@@ -5,8 +5,8 @@ Design
 A large block is new to the process each time that the system hands it out, and the first touch of
 each of its pages costs about as much as normalizing what is on it. So the memory of a dead output
 goes to a short list here, and the next output of about that size takes it from there. The C library
-does so too, but not for blocks beyond its threshold, nor where several die in turn at the end of its
-heap: it then gives all of that to the system (docs/design/speed.md).
+does so too, but not for blocks beyond its threshold, nor where several die in turn at the end of
+its heap: it then gives all of that to the system (docs/design/speed.md).
 
 An array's base is a `Block`, the one owner of its memory: views keep the base alive, and only its
 deallocation, when nothing refers to the memory, puts it on the list. The list is bounded in bytes
@@ -56,7 +56,7 @@ cdef extern from *:
 
 cdef enum:
     MAX_KEPT = 16               # blocks
-    LARGE = 1 << 17             # bytes of what may be kept; smaller ones the C library mostly keeps itself
+    LARGE = 1 << 17             # bytes of what may be kept; the C library keeps smaller ones
     ADVISED = 1 << 22           # bytes from which large pages are asked for, as NumPy does
     TRACE_DOMAIN = 389047       # numpy.lib.tracemalloc_domain
 

@@ -9,12 +9,20 @@ With g = dy * gain, and xhat recomputed as fma(x - mean_hi, rstd, offset):
 
     dx = rstd * (g - mean(g) - xhat * mean(g * xhat))
 
-dgain and dbias are summed over blocks of rows, in the row's type for GROUP rows and in double
-beyond, then over the blocks in their order: the thread count never shows in the bits.
+One pass takes the sums of TOGETHER rows and of their columns; a second one writes dx, while the
+rows are in cache, as what is linear in g and x:
+
+    dx = rstd * (g - center) + (x - mean_hi) * slope + level
+
+or, where slope or level leaves the range of its type, as above.
+
+dgain and dbias are summed over blocks of rows, in the row's type for TOGETHER rows and in double
+beyond, then over the blocks in their order: the thread count never shows in the bits. A row's own
+sums run in 16 lanes (float64: 8), whatever rows are beside it.
 """
 cimport numpy as cnp
 from cython.parallel cimport prange
-from libc.math cimport fabs
+from libc.math cimport fabs, isfinite
 
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.norm_rows cimport NormBackward, backward_capsule
@@ -23,11 +31,11 @@ from normlib._kernels.plain cimport (
     is_input, is_like, is_parameter, is_row_statistic, new_vector,
 )
 from normlib._kernels.row_sums cimport add_row_any
-from normlib._kernels.rows cimport GROUP, sums_about, vector_range
+from normlib._kernels.rows cimport FOLD, sums_about, vector_range
 from normlib._kernels.vec cimport (
-    MAX_BLOCK_VECS, MAX_WIDE_VECS, STREAM_FLOATS, at, at_out, block_vecs, lanes, to_boundary,
-    vadd_to, vec_fence, vf32, vf64, vf64_set, vfirst, vfma, vfold, vget, vload, vload_first, vput,
-    vreal, vround, vset, vstore, vstore_first, vsum_wide,
+    MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, STREAM_FLOATS, at, at_out, block_vecs, lanes,
+    to_boundary, vadd_to, vec_fence, vec_prefetch, vf32, vf64, vf64_set, vfirst, vfma, vget, vload,
+    vload_first, vput, vreal, vround, vset, vstore, vstore_first, vsum_wide, vwiden,
 )
 
 cnp.import_array()
@@ -35,6 +43,8 @@ cnp.import_array()
 cdef enum:
     ROWS = 64            # rows in a block, at least
     BLOCK_ELEMENTS = 4096
+    TOGETHER = 4         # rows whose sums are taken in one pass
+    AHEAD = 256          # elements of a row from which the next ones are prefetched
 
 
 cdef struct Row:
@@ -43,6 +53,13 @@ cdef struct Row:
     double mean_lo
     double offset
     double rstd
+    double first         # g[0]
+    double center        # mean(g), in the row's type
+    double rest          # mean(g) - center
+    double mean_gx       # mean(g * xhat)
+    double slope         # dx = fma(g - center, rstd, fma(x - mean_hi, slope, level))
+    double level
+    bint linear          # both in range
 
 
 cdef inline void prepare_row(const vreal *x, Py_ssize_t n, double mean, double rstd,
@@ -61,87 +78,178 @@ cdef inline void prepare_row(const vreal *x, Py_ssize_t n, double mean, double r
     row.vector = vector_range(x, rstd)
 
 
-cdef inline vreal times(vreal v, const vreal *gain, Py_ssize_t n, bint has_gain) noexcept nogil:
+cdef inline vreal times_minus(vreal v, const vreal *gain, vreal w, Py_ssize_t n, bint has_gain,
+                              bint full) noexcept nogil:
+    """v * gain - w, rounded once; n elements of gain, full where that is a vector."""
     if not has_gain:
-        return v
-    return v * vload(gain, n, n == lanes(gain))
+        return v - w
+    return vfma(v, vload(gain, n, full), -w)
 
 
-cdef inline void backward_row(
+cdef inline void finish_row(const vreal *x, Row *row, double mean_shifted,
+                            double mean_gx) noexcept nogil:
+    """What dx takes, from the means of g - g[0] and of its product with xhat."""
+    # mean(g) in two parts: where g is nearly constant, g - mean(g) must not lose it.
+    row.center = vround(row.first + mean_shifted, x)
+    row.rest = (row.first - row.center) + mean_shifted
+    row.mean_gx = mean_gx
+    row.slope = -mean_gx * row.rstd * row.rstd
+    row.level = -(mean_gx * row.offset + row.rest) * row.rstd
+    row.linear = isfinite(row.slope) and fabs(row.level) < 1e30 and (
+        mean_gx == 0 or row.slope != 0 and vector_range(x, row.slope))
+
+
+cdef inline void row_sums(
+    const vreal *dy,        # IN  (n_rows, n)
+    const vreal *x,         # IN  (n_rows, n)
+    const vreal *gain,      # IN  (n,)
+    Row *rows,              # IN/OUT (n_rows,)
+    double *dgain,          # IN/OUT (n rounded up to blocks,)
+    double *dbias,          # IN/OUT (n rounded up to blocks,)
+    Py_ssize_t n,
+    int n_rows,             # a constant, at most TOGETHER
+    bint has_gain,          # a constant
+    bint columns,           # a constant: add to dgain and dbias
+) noexcept nogil:
+    """Each row's sums, for its dx, and the sums of the columns, from one reading of dy and x."""
+    # Sums of g - g[0]: xhat sums to zero, so the shift changes nothing but the rounding, which
+    # would eat up dx where g is nearly constant.
+    cdef vreal acc1[TOGETHER * MAX_BLOCK_VECS]
+    cdef vreal acc2[TOGETHER * MAX_BLOCK_VECS]
+    cdef vf64 wide1[TOGETHER * MAX_WIDE_VECS]
+    cdef vf64 wide2[TOGETHER * MAX_WIDE_VECS]
+    cdef vf64 parts[MAX_PARTS]
+    cdef vreal m[TOGETHER]
+    cdef vreal s[TOGETHER]
+    cdef vreal t[TOGETHER]
+    cdef vreal shift[TOGETHER]
+    cdef vreal v, g, xhat, column1, column2
+    cdef int r, k, p, n_parts
+    cdef int n_vecs = block_vecs(x) // 4
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t j, left, stop
+    for r in range(n_rows):
+        rows[r].first = vround(vget(dy, r * n) * (vget(gain, 0) if has_gain else 1), x)
+        m[r] = vset(rows[r].mean_hi, x)
+        s[r] = vset(rows[r].rstd, x)
+        t[r] = vset(rows[r].offset, x)
+        shift[r] = vset(rows[r].first, x)
+        for k in range(MAX_WIDE_VECS):
+            wide1[r * MAX_WIDE_VECS + k] = vf64_set(0)
+            wide2[r * MAX_WIDE_VECS + k] = vf64_set(0)
+    while i < n:
+        for k in range(n_rows * n_vecs):
+            acc1[k] = vset(0, x)
+            acc2[k] = vset(0, x)
+        stop = min(i + 2 * FOLD * n_vecs * width, n)
+        while i + n_vecs * width <= stop:
+            for k in range(n_vecs):
+                j = i + k * width
+                column1 = vset(0, x)
+                column2 = vset(0, x)
+                for r in range(n_rows):
+                    v = at(dy, r * n + j)[0]
+                    xhat = vfma(at(x, r * n + j)[0] - m[r], s[r], t[r])
+                    g = times_minus(v, at(gain, j), shift[r], width, has_gain, True)
+                    acc1[r * n_vecs + k] = acc1[r * n_vecs + k] + g
+                    acc2[r * n_vecs + k] = vfma(g, xhat, acc2[r * n_vecs + k])
+                    column1 = column1 + v
+                    column2 = vfma(v, xhat, column2)
+                if columns:
+                    vadd_to(dbias + j, column1)
+                    vadd_to(dgain + j, column2)
+            i += n_vecs * width
+        if i < stop:
+            for k in range(n_vecs):
+                j = i + k * width
+                left = stop - j
+                column1 = vset(0, x)
+                column2 = vset(0, x)
+                for r in range(n_rows):
+                    v = vload_first(at(dy, r * n + j), left)
+                    xhat = vfma(vload_first(at(x, r * n + j), left) - m[r], s[r], t[r])
+                    xhat = vfirst(xhat, left)
+                    g = times_minus(v, at(gain, j), shift[r], left, has_gain, False)
+                    g = vfirst(g, left)
+                    acc1[r * n_vecs + k] = acc1[r * n_vecs + k] + g
+                    acc2[r * n_vecs + k] = vfma(g, xhat, acc2[r * n_vecs + k])
+                    column1 = column1 + v
+                    column2 = vfma(v, xhat, column2)
+                if columns:
+                    vadd_to(dbias + j, column1)
+                    vadd_to(dgain + j, column2)
+            i = stop
+        for r in range(n_rows):
+            for k in range(n_vecs):
+                n_parts = vwiden(acc1[r * n_vecs + k], parts)
+                for p in range(n_parts):
+                    j = r * MAX_WIDE_VECS + k * n_parts + p
+                    wide1[j] = wide1[j] + parts[p]
+                vwiden(acc2[r * n_vecs + k], parts)
+                for p in range(n_parts):
+                    j = r * MAX_WIDE_VECS + k * n_parts + p
+                    wide2[j] = wide2[j] + parts[p]
+    for r in range(n_rows):
+        finish_row(x, rows + r, vsum_wide(x, wide1 + r * MAX_WIDE_VECS) / n,
+                   vsum_wide(x, wide2 + r * MAX_WIDE_VECS) / n)
+
+
+cdef inline vreal gradient(vreal g, vreal d, vreal s, vreal t, vreal b, vreal c,
+                           bint linear) noexcept nogil:
+    """dx of g - center and d = x - mean_hi."""
+    if linear:
+        return vfma(g, s, vfma(d, b, c))
+    return vfma(vfma(d, s, t), b, g - c) * s
+
+
+cdef inline void row_gradient(
     const vreal *dy,        # IN
     const vreal *x,         # IN
     const vreal *gain,      # IN
     vreal *dx,              # OUT
     Py_ssize_t n,
     const Row *row,
-    bint has_gain,
-    bint stream,            # dx starts a cache line, and goes past the cache
+    bint has_gain,          # a constant
+    bint linear,            # a constant
+    bint stream,            # a constant: past the cache
 ) noexcept nogil:
-    # Sums of g - g[0]: xhat sums to zero, so the shift changes nothing but the rounding, which
-    # would eat up dx where g is nearly constant.
-    cdef vreal acc1[MAX_BLOCK_VECS]
-    cdef vreal acc2[MAX_BLOCK_VECS]
-    cdef vf64 wide1[MAX_WIDE_VECS]
-    cdef vf64 wide2[MAX_WIDE_VECS]
     cdef vreal m = vset(row.mean_hi, x)
     cdef vreal s = vset(row.rstd, x)
     cdef vreal t = vset(row.offset, x)
-    cdef double g_first = vget(dy, 0) * (vget(gain, 0) if has_gain else 1)
-    cdef vreal shift = vset(g_first, x)
-    cdef vreal g, xhat, a_hi, a_lo, b
-    cdef double mean_g, mean_gx, rest
-    cdef int k
-    cdef int n_vecs = block_vecs(x)
+    cdef vreal a = vset(row.center, x)
+    cdef vreal b = vset(row.slope if linear else -row.mean_gx, x)
+    cdef vreal c = vset(row.level if linear else row.rest, x)
+    cdef vreal g
+    cdef bint ahead = stream and n >= AHEAD
     cdef Py_ssize_t width = lanes(x)
     cdef Py_ssize_t i = 0
-    cdef Py_ssize_t j, left, stop
-    for k in range(MAX_WIDE_VECS):
-        wide1[k] = vf64_set(0)
-        wide2[k] = vf64_set(0)
-    while i < n:
-        for k in range(n_vecs):
-            acc1[k] = vset(0, x)
-            acc2[k] = vset(0, x)
-        stop = min(i + 8 * n_vecs * width, n)
-        while i + n_vecs * width <= stop:
-            for k in range(n_vecs):
-                j = i + k * width
-                g = times(at(dy, j)[0], at(gain, j), width, has_gain) - shift
-                xhat = vfma(at(x, j)[0] - m, s, t)
-                acc1[k] = acc1[k] + g
-                acc2[k] = vfma(g, xhat, acc2[k])
-            i += n_vecs * width
-        if i < stop:
-            for k in range(n_vecs):
-                j = i + k * width
-                left = stop - j
-                g = times(vload_first(at(dy, j), left), at(gain, j), left, has_gain) - shift
-                g = vfirst(g, left)
-                xhat = vfirst(vfma(vload_first(at(x, j), left) - m, s, t), left)
-                acc1[k] = acc1[k] + g
-                acc2[k] = vfma(g, xhat, acc2[k])
-            i = stop
-        vfold(acc1, wide1)
-        vfold(acc2, wide2)
-    g_first = vround(g_first, x)
-    rest = vsum_wide(x, wide1) / n
-    mean_g = vround(g_first + rest, x)
-    mean_gx = vsum_wide(x, wide2) / n
-    # mean(g) in two parts: where g is nearly constant, g - mean(g) must not lose it.
-    a_hi = vset(mean_g, x)
-    a_lo = vset((g_first - mean_g) + rest, x)
-    b = vset(-mean_gx, x)
-    i = 0
+    cdef Py_ssize_t left
     while i + width <= n:
-        g = times(at(dy, i)[0], at(gain, i), width, has_gain)
-        xhat = vfma(at(x, i)[0] - m, s, t)
-        vstore(at_out(dx, i), vfma(xhat, b, (g - a_hi) - a_lo) * s, stream)
+        if ahead:
+            # The next rows, whose sums read many short runs at a time.
+            vec_prefetch(at(dy, TOGETHER * n + i))
+            vec_prefetch(at(x, TOGETHER * n + i))
+        g = times_minus(at(dy, i)[0], at(gain, i), a, width, has_gain, True)
+        vstore(at_out(dx, i), gradient(g, at(x, i)[0] - m, s, t, b, c, linear), stream)
         i += width
     if i < n:
         left = n - i
-        g = times(vload_first(at(dy, i), left), at(gain, i), left, has_gain)
-        xhat = vfma(vload_first(at(x, i), left) - m, s, t)
-        vstore_first(at_out(dx, i), vfma(xhat, b, (g - a_hi) - a_lo) * s, left)
+        g = times_minus(vload_first(at(dy, i), left), at(gain, i), a, left, has_gain, False)
+        vstore_first(at_out(dx, i),
+                     gradient(g, vload_first(at(x, i), left) - m, s, t, b, c, linear), left)
+
+
+cdef inline void row_gradient_any(const vreal *dy, const vreal *x, const vreal *gain, vreal *dx,
+                                  Py_ssize_t n, const Row *row, bint has_gain,
+                                  bint stream) noexcept nogil:
+    """row_gradient, compiled for each case."""
+    if not row.linear:
+        row_gradient(dy, x, gain, dx, n, row, has_gain, False, False)
+    elif stream:
+        row_gradient(dy, x, gain, dx, n, row, has_gain, True, True)
+    else:
+        row_gradient(dy, x, gain, dx, n, row, has_gain, True, False)
 
 
 cdef void backward_row_double(
@@ -178,44 +286,25 @@ cdef void backward_row_double(
         vput(dx, i, (g - mean_g - xhat * mean_gx) * row.rstd)
 
 
-cdef inline void add_columns(
-    const vreal *dy,        # IN  (n_rows, stride), at the first column
-    const vreal *x,         # IN  (n_rows, stride)
-    const Row *rows,        # IN  (n_rows,)
-    double *dgain,          # IN/OUT (block,)
-    double *dbias,          # IN/OUT (block,)
-    Py_ssize_t n_rows,      # at most GROUP
-    Py_ssize_t stride,
-    Py_ssize_t n_columns,   # at most one block
-    bint full,              # a constant: exactly one block
+cdef inline void backward_together(
+    const vreal *dy,        # IN  (n_rows, n)
+    const vreal *x,         # IN  (n_rows, n)
+    const vreal *gain,      # IN  (n,) or NULL
+    vreal *dx,              # OUT (n_rows, n)
+    Row *rows,              # IN/OUT (n_rows,)
+    double *dgain,          # IN/OUT (n rounded up to blocks,)
+    double *dbias,          # IN/OUT (n rounded up to blocks,)
+    Py_ssize_t n,
+    int n_rows,             # a constant, at most TOGETHER
+    bint has_gain,          # a constant
+    bint columns,           # a constant: add to dgain and dbias
+    bint stream,
 ) noexcept nogil:
-    """Add the rows' dy * xhat and dy to the sums of the columns."""
-    cdef vreal acc1[MAX_BLOCK_VECS]
-    cdef vreal acc2[MAX_BLOCK_VECS]
-    cdef vreal g, xhat, m, s, t
-    cdef int k
-    cdef int n_vecs = block_vecs(x)
-    cdef Py_ssize_t width = lanes(x)
-    cdef Py_ssize_t r, j, left
-    for k in range(n_vecs):
-        acc1[k] = vset(0, x)
-        acc2[k] = vset(0, x)
+    cdef Py_ssize_t r
+    row_sums(dy, x, gain, rows, dgain, dbias, n, n_rows, has_gain, columns)
     for r in range(n_rows):
-        if not rows[r].vector:
-            continue
-        m = vset(rows[r].mean_hi, x)
-        s = vset(rows[r].rstd, x)
-        t = vset(rows[r].offset, x)
-        for k in range(n_vecs):
-            left = n_columns - k * width
-            j = r * stride + k * width
-            g = vload(at(dy, j), left, full)
-            xhat = vfma(vload(at(x, j), left, full) - m, s, t)
-            acc1[k] = acc1[k] + g
-            acc2[k] = vfma(g, xhat, acc2[k])
-    for k in range(n_vecs):
-        vadd_to(dbias + k * width, acc1[k])
-        vadd_to(dgain + k * width, acc2[k])
+        row_gradient_any(at(dy, r * n), at(x, r * n), gain, at_out(dx, r * n), n, rows + r,
+                         has_gain, stream)
 
 
 cdef void backward_block(
@@ -232,38 +321,40 @@ cdef void backward_block(
     Py_ssize_t stride,
     bint stream,
 ) noexcept nogil:
-    cdef Row rows[GROUP]
-    cdef Py_ssize_t block = block_vecs(x) * lanes(x)
+    cdef Row rows[TOGETHER]
     cdef Py_ssize_t first = 0
     cdef Py_ssize_t count, r, i
+    cdef bint together
     for i in range(stride):
         dgain[i] = 0
         dbias[i] = 0
     while first < n_rows:
-        count = min(GROUP, n_rows - first)
+        count = min(TOGETHER, n_rows - first)
+        together = count == TOGETHER
         for r in range(count):
             i = (first + r) * n
             prepare_row(at(x, i), n, mean[first + r], rstd[first + r], &rows[r])
-            if not rows[r].vector:
-                backward_row_double(at(dy, i), at(x, i), gain, at_out(dx, i), n, &rows[r],
-                                    dgain, dbias)
-            elif gain != NULL and stream:
-                backward_row(at(dy, i), at(x, i), gain, at_out(dx, i), n, &rows[r], True, True)
-            elif gain != NULL:
-                backward_row(at(dy, i), at(x, i), gain, at_out(dx, i), n, &rows[r], True, False)
-            elif stream:
-                backward_row(at(dy, i), at(x, i), gain, at_out(dx, i), n, &rows[r], False, True)
-            else:
-                backward_row(at(dy, i), at(x, i), gain, at_out(dx, i), n, &rows[r], False, False)
-        i = 0
-        while i + block <= n:
-            add_columns(at(dy, first * n + i), at(x, first * n + i), rows, dgain + i, dbias + i,
-                        count, n, block, True)
-            i += block
-        if i < n:
-            add_columns(at(dy, first * n + i), at(x, first * n + i), rows, dgain + i, dbias + i,
-                        count, n, n - i, False)
-        first += GROUP
+            together = together and rows[r].vector
+        i = first * n
+        if together and gain != NULL:
+            backward_together(at(dy, i), at(x, i), gain, at_out(dx, i), rows, dgain, dbias, n,
+                              TOGETHER, True, True, stream)
+        elif together:
+            backward_together(at(dy, i), at(x, i), gain, at_out(dx, i), rows, dgain, dbias, n,
+                              TOGETHER, False, True, stream)
+        else:
+            for r in range(count):
+                i = (first + r) * n
+                if not rows[r].vector:
+                    backward_row_double(at(dy, i), at(x, i), gain, at_out(dx, i), n, rows + r,
+                                        dgain, dbias)
+                elif gain != NULL:
+                    backward_together(at(dy, i), at(x, i), gain, at_out(dx, i), rows + r, dgain,
+                                      dbias, n, 1, True, True, stream)
+                else:
+                    backward_together(at(dy, i), at(x, i), gain, at_out(dx, i), rows + r, dgain,
+                                      dbias, n, 1, False, True, stream)
+        first += count
     if stream:
         vec_fence()
 
@@ -395,9 +486,9 @@ cdef void backward_one(
         backward_row_double(dy, x, gain, dx, n, &row, dgain, dbias)
         return
     if gain != NULL:
-        backward_row(dy, x, gain, dx, n, &row, True, False)
+        backward_together(dy, x, gain, dx, &row, dgain, dbias, n, 1, True, False, False)
     else:
-        backward_row(dy, x, gain, dx, n, &row, False, False)
+        backward_together(dy, x, gain, dx, &row, dgain, dbias, n, 1, False, False, False)
     add_row_any(dy, x, n, row.mean_hi, row.rstd, row.offset, dgain, dbias, True)
 
 

@@ -197,6 +197,15 @@ VEC_FN void vf64_stream(vf64 *p, vf64 v) { _mm_stream_pd((double *)p, (__m128d)v
 VEC_FN void vf32_stream(vf32 *p, vf32 v) { *p = v; }
 VEC_FN void vf64_stream(vf64 *p, vf64 v) { *p = v; }
 #endif
+/* What is soon read; any address will do. */
+VEC_FN void vec_prefetch(const void *p)
+{
+#if defined(__GNUC__)
+    __builtin_prefetch(p, 0, 2);
+#else
+    (void)p;
+#endif
+}
 VEC_FN void vec_fence(void)
 {
 #if defined(__x86_64__)

@@ -34,6 +34,7 @@ cdef extern from "vec.h" nogil:
     void vf32_stream(vf32 *, vf32) noexcept
     void vf64_stream(vf64 *, vf64) noexcept
     void vec_fence() noexcept
+    void vec_prefetch(const void *) noexcept
     vf32 vf32_first(vf32, Py_ssize_t) noexcept
     vf64 vf64_first(vf64, Py_ssize_t) noexcept
     vf32 vf32_fma(vf32, vf32, vf32) noexcept
