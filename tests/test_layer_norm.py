@@ -69,6 +69,22 @@ def test_extreme_rows_without_eps(cpu_level, dtype, scales, rng):
         np.testing.assert_allclose(dgain, summands.sum(0).astype(float), rtol=1e-4, atol=1e-4)
 
 
+def test_backward_of_small_gradients_and_large_rows(cpu_level, rng):
+    """The slope of dx by x leaves the range of float32, dx does not, nor the row beside it."""
+    x = rng.uniform(-1, 1, (9, 77)).astype(np.float32)
+    dy = rng.standard_normal(x.shape).astype(np.float32)
+    x[2] *= 1e8
+    dy[2] *= 1e-18
+    x[5] *= 1e-12
+    dy[5] *= 1e15
+    x[7] *= 1e25
+    _, mean, rstd = normlib.layer_norm_forward(x, eps=0)
+    dx, _, _ = normlib.layer_norm_backward(dy, x, mean, rstd)
+    expected, _, _ = layer_norm_backward(dy, x, eps=0)
+    for row, expected_row in zip(dx, expected.astype(float), strict=True):
+        np.testing.assert_allclose(row, expected_row, atol=2e-6 * np.abs(expected_row).max())
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nan_and_inf_stay_in_their_row(cpu_level, n_threads, dtype, rng):
     x = rng.standard_normal((40, 70)).astype(dtype)

@@ -117,16 +117,19 @@ cdef inline void sum_columns(
             vadd_to(sum2 + k * width, acc2[k])
 
 
-cdef inline void sum_plane(
-    const vreal *dy,        # IN  (n,)
-    const vreal *x,         # IN  (n,)
-    double *sum1,           # IN/OUT
-    double *sum2,           # IN/OUT
+cdef inline void sum_planes(
+    const vreal *dy,        # IN  (n_planes, stride), of which n
+    const vreal *x,         # IN  (n_planes, stride)
+    double *sum1,           # OUT
+    double *sum2,           # OUT
+    Py_ssize_t n_planes,
+    Py_ssize_t stride,
     Py_ssize_t n,
     double mean,
     double rstd,
     double offset,
 ) noexcept nogil:
+    """Sums of one channel's planes; accumulators run on from one plane to the next."""
     cdef vreal acc1[MAX_BLOCK_VECS]
     cdef vreal acc2[MAX_BLOCK_VECS]
     cdef vf64 wide1[MAX_WIDE_VECS]
@@ -137,37 +140,46 @@ cdef inline void sum_plane(
     cdef vreal g, xhat
     cdef int k
     cdef int n_vecs = block_vecs(x)
+    cdef int steps = 0      # since the last fold
     cdef Py_ssize_t width = lanes(x)
-    cdef Py_ssize_t i = 0
-    cdef Py_ssize_t j, left, stop
+    cdef Py_ssize_t o, i, j, left
     for k in range(MAX_WIDE_VECS):
         wide1[k] = vf64_set(0)
         wide2[k] = vf64_set(0)
-    while i < n:
-        for k in range(n_vecs):
-            acc1[k] = vset(0, x)
-            acc2[k] = vset(0, x)
-        stop = min(i + FOLD * n_vecs * width, n)
-        while i + n_vecs * width <= stop:
-            for k in range(n_vecs):
-                j = i + k * width
-                g = at(dy, j)[0]
-                acc1[k] = acc1[k] + g
-                acc2[k] = vfma(g, vfma(at(x, j)[0] - m, s, t), acc2[k])
+    for k in range(n_vecs):
+        acc1[k] = vset(0, x)
+        acc2[k] = vset(0, x)
+    for o in range(n_planes):
+        i = 0
+        while i < n:
+            left = n - i
+            if left >= n_vecs * width:
+                for k in range(n_vecs):
+                    j = o * stride + i + k * width
+                    g = at(dy, j)[0]
+                    acc1[k] = acc1[k] + g
+                    acc2[k] = vfma(g, vfma(at(x, j)[0] - m, s, t), acc2[k])
+            else:
+                for k in range(n_vecs):
+                    j = o * stride + i + k * width
+                    g = vload_first(at(dy, j), left)
+                    xhat = vfirst(vfma(vload_first(at(x, j), left) - m, s, t), left)
+                    acc1[k] = acc1[k] + g
+                    acc2[k] = vfma(g, xhat, acc2[k])
+                    left -= width
             i += n_vecs * width
-        if i < stop:
-            for k in range(n_vecs):
-                j = i + k * width
-                left = stop - j
-                g = vload_first(at(dy, j), left)
-                xhat = vfirst(vfma(vload_first(at(x, j), left) - m, s, t), left)
-                acc1[k] = acc1[k] + g
-                acc2[k] = vfma(g, xhat, acc2[k])
-            i = stop
-        vfold(acc1, wide1)
-        vfold(acc2, wide2)
-    sum1[0] += vsum_wide(x, wide1)
-    sum2[0] += vsum_wide(x, wide2)
+            steps += 1
+            if steps == FOLD:
+                vfold(acc1, wide1)
+                vfold(acc2, wide2)
+                for k in range(n_vecs):
+                    acc1[k] = vset(0, x)
+                    acc2[k] = vset(0, x)
+                steps = 0
+    vfold(acc1, wide1)
+    vfold(acc2, wide2)
+    sum1[0] = vsum_wide(x, wide1)
+    sum2[0] = vsum_wide(x, wide2)
 
 
 cdef void sums_item(
@@ -207,19 +219,22 @@ cdef void sums_item(
                                channels, statistics, c)
             first += block_columns
         return
+    first = block * size
+    n_rows = min(size, shape.outer - first)
+    i = (first * channels + channel) * shape.inner
+    if not beyond(x, gain, statistics, channel):
+        sum_planes(at(dy, i), at(x, i), sum1 + channel, sum2 + channel, n_rows,
+                   channels * shape.inner, shape.inner, vget(factors, MEAN * channels + channel),
+                   vget(factors, RSTD * channels + channel),
+                   vget(factors, OFFSET * channels + channel))
+        return
     sum1[channel] = 0
     sum2[channel] = 0
-    for o in range(block * size, min((block + 1) * size, shape.outer)):
-        i = (o * channels + channel) * shape.inner
-        if beyond(x, gain, statistics, channel):
-            sum_double(at(dy, i), at(x, i), &part1, &part2, shape.inner, 1, statistics, channel)
-            sum1[channel] += part1
-            sum2[channel] += part2
-        else:
-            sum_plane(at(dy, i), at(x, i), sum1 + channel, sum2 + channel, shape.inner,
-                      vget(factors, MEAN * channels + channel),
-                      vget(factors, RSTD * channels + channel),
-                      vget(factors, OFFSET * channels + channel))
+    for o in range(n_rows):
+        sum_double(at(dy, i), at(x, i), &part1, &part2, shape.inner, 1, statistics, channel)
+        sum1[channel] += part1
+        sum2[channel] += part2
+        i += channels * shape.inner
 
 
 cdef inline void input_gradient_double(
