@@ -230,11 +230,11 @@ cdef void sums_item(
         return
     sum1[channel] = 0
     sum2[channel] = 0
-    for o in range(n_rows):
+    for o in range(first, first + n_rows):
+        i = (o * channels + channel) * shape.inner
         sum_double(at(dy, i), at(x, i), &part1, &part2, shape.inner, 1, statistics, channel)
         sum1[channel] += part1
         sum2[channel] += part2
-        i += channels * shape.inner
 
 
 cdef inline void input_gradient_double(
