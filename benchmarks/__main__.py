@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.cases import GROUPS, OPS, QUICK, Case, Shape, format_shape, parse_shape, select
+from benchmarks.cases import GROUPS, OPS, Case, Shape, format_shape, parse_shape, select
 from benchmarks.peers import PEERS, REFERENCE, absent, version
 from benchmarks.results import Report, machine
 from benchmarks.worker import worker
@@ -15,7 +15,8 @@ __all__ = ["main"]
 
 EXAMPLES = """\
 examples:
-  python -m benchmarks                                   everything; some ten minutes
+  python -m benchmarks                                   normalizations; some ten minutes
+  python -m benchmarks rnn                               recurrent networks; some ten minutes
   python -m benchmarks --quick                           a few shapes, under a minute
   python -m benchmarks --threads 1 --ops layer_norm --shapes 512x768 64x100
   python -m benchmarks --json run.json --plot run.png --markdown run.md
@@ -26,13 +27,25 @@ pip install -e '.[bench]' torch==2.13.0
 """
 # Seconds for all contestants of a case, beside the warm-up.
 BUDGET, QUICK_BUDGET = 1.5, 0.3
-QUICK_PEERS = ("PyTorch", "ONNX Runtime", "JAX", "numba", "NumPy")
+# Who takes part beside normlib: in full, and with --quick. Of recurrent networks NumPy runs only
+# the roofline.
+CONTESTANTS = {
+    "norms": (tuple(PEERS), ("PyTorch", "ONNX Runtime", "JAX", "numba", "NumPy")),
+    "rnn": (("PyTorch", "ONNX Runtime", "NumPy"),) * 2,
+}
 CALM = 0.2  # cores that other processes may keep busy without a retry
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, save; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    for name in options.ops or ():
+        if name not in GROUPS[options.group]:
+            group = next(group for group, names in GROUPS.items() if name in names)
+            parser.error(
+                f"{name} is in the group {group}: python -m benchmarks {group} --ops {name}"
+            )
     if options.list:
         _list()
         return 0
@@ -97,17 +110,14 @@ def _progress(text: str) -> None:
 
 
 def _peers(options: argparse.Namespace) -> list[str]:
-    wanted = options.peers or (QUICK_PEERS if options.quick else list(PEERS))
+    wanted = options.peers or CONTESTANTS[options.group][options.quick]
     return [name for name in PEERS if name in {REFERENCE, *wanted} and not absent(name)]
 
 
 def _cases(options: argparse.Namespace) -> list[Case]:
     ops = options.ops or GROUPS[options.group]
-    dtypes = options.dtypes
-    shapes = options.shapes
-    if options.quick:
-        shapes, dtypes = shapes or QUICK, dtypes or ["float32"]
-    return select(ops, shapes, dtypes)
+    dtypes = options.dtypes or (["float32"] if options.quick else None)
+    return select(ops, options.shapes, dtypes, quick=options.quick)
 
 
 def _list() -> None:
@@ -167,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         "--plot",
         type=Path,
         metavar="FILE",
-        help="save pictures, one a thread count: speed by that of a copy",
+        help="save pictures, one a thread count: speed by that of a copy or product",
     )
     add("--load", type=Path, metavar="FILE", help="show what --json saved; measure nothing")
     add("--list", action="store_true", help="show operations, shapes and contestants")

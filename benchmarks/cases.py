@@ -3,35 +3,32 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks import formulas
+from benchmarks.operation import EPS, Array, Operation, Shape, aligned_empty
+from benchmarks.recurrent import RECURRENT
 
 __all__ = [
+    "EPS",
     "GROUPS",
     "OPS",
     "Array",
     "Case",
     "Inputs",
     "Op",
+    "Shape",
+    "aligned_empty",
     "check",
     "expected",
+    "format_shape",
     "parse_shape",
     "select",
 ]
-
-Array: TypeAlias = npt.NDArray[Any]
-Shape: TypeAlias = tuple[int, ...]
-
-EPS = 1e-5
-# Error allowed to a contestant, of the largest value of each output: tells a wrong formula from
-# another order of summing, not an exact kernel from a sloppy one.
-TOLERANCES = {"float32": 1e-4, "float64": 1e-10}
 
 
 class Inputs(NamedTuple):
@@ -60,35 +57,6 @@ class Inputs(NamedTuple):
         return value.reshape(-1, *[1] * (self.x.ndim - 2))
 
 
-@dataclass(frozen=True)
-class Op:
-    """An operation; peers take part by a method of its name.
-
-    Parameters
-    ----------
-    title : str
-        For people.
-    shapes : sequence of tuple
-        Measured unless others are asked for.
-    arrays : int
-        Arrays of x's size that a perfect kernel moves: each input and output, once.
-    oracle : callable
-        ``oracle(inputs)`` gives the outputs, from inputs in float64.
-    goal : float
-        The geometric mean of the ratios to reach.
-    """
-
-    title: str
-    shapes: Sequence[Shape]
-    arrays: int
-    oracle: Callable[[Inputs], tuple[Array, ...]]
-    goal: float
-    dtypes: Sequence[str] = ("float32",)
-    min_ndim: int = 2
-    max_ndim: int = 2
-    min_rows: int = 1
-
-
 ROWS: list[Shape] = [
     (1, 768),
     (32, 768),
@@ -104,6 +72,62 @@ ROWS: list[Shape] = [
 IMAGES: list[Shape] = [(32, 64, 56, 56), (8, 256, 28, 28), (128, 32, 8, 8)]
 ALL = ROWS + IMAGES
 QUICK: list[Shape] = [(64, 512), (8192, 1024), (8, 256, 28, 28)]
+
+
+@dataclass(frozen=True)
+class Op(Operation):
+    """A normalization, bound by memory; the roofline is a copy of x.
+
+    Parameters
+    ----------
+    arrays : int
+        Arrays of x's size that a perfect kernel moves: each input and output, once.
+    oracle : callable
+        ``oracle(inputs)`` gives the outputs, from inputs in float64.
+    """
+
+    title: str
+    shapes: Sequence[Shape]
+    arrays: int
+    oracle: Callable[[Inputs], tuple[Array, ...]]
+    goal: float
+    dtypes: Sequence[str] = ("float32",)
+    quick: Sequence[Shape] = tuple(QUICK)
+    fixed: bool = False
+    min_ndim: int = 2
+    max_ndim: int = 2
+    min_rows: int = 1
+
+    unit: ClassVar[str] = "GB/s"
+    roof: ClassVar[str] = "copy"
+    roof_method: ClassVar[str] = "copy"
+    floor: ClassVar[float] = 1.15
+    near_floor: ClassVar[float] = 1.05
+    tolerances: ClassVar[dict[str, float]] = {"float32": 1e-4, "float64": 1e-10}
+
+    def fits(self, shape: Shape) -> bool:
+        """Whether it takes that shape."""
+        return self.min_ndim <= len(shape) <= self.max_ndim and shape[0] >= self.min_rows
+
+    def inputs(self, shape: Shape, dtype: str, offset: int) -> Inputs:
+        """Arrays are shared by the operations of a shape."""
+        return _inputs(shape, dtype, offset)
+
+    def expected(self, shape: Shape, dtype: str, offset: int) -> tuple[Array, ...]:
+        """The formula's."""
+        return _expected(self.oracle, shape, dtype, offset)
+
+    def work(self, shape: Shape, dtype: str) -> float:
+        """Bytes; those of gain, bias and statistics are not counted."""
+        return self.arrays * _bytes(shape, dtype)
+
+    def roof_work(self, shape: Shape, dtype: str) -> float:
+        """Bytes that a copy reads and writes."""
+        return 2 * _bytes(shape, dtype)
+
+
+def _bytes(shape: Shape, dtype: str) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
 
 
 def _layer_norm(i: Inputs) -> tuple[Array, ...]:
@@ -166,7 +190,7 @@ def _instance_norm_backward(i: Inputs) -> tuple[Array, ...]:
 
 
 BOTH = ("float32", "float64")
-OPS = {
+NORMS = {
     "layer_norm_out": Op("layer norm, out= given", ROWS, 2, _layer_norm, 2.5, BOTH),
     "layer_norm": Op("layer norm", ROWS, 2, _layer_norm, 2.5, BOTH),
     "layer_norm_backward": Op("layer norm, backward", ROWS, 3, _layer_norm_backward, 2.0),
@@ -196,9 +220,10 @@ OPS = {
     "instance_norm_backward": Op(
         "instance norm, backward", IMAGES, 3, _instance_norm_backward, 1.5, min_ndim=3, max_ndim=4
     ),
-    "call": Op("layer norm, cost of a call", [(1, 8)], 2, _layer_norm, 1 / 0.6),
+    "call": Op("layer norm, cost of a call", [(1, 8)], 2, _layer_norm, 1 / 0.6, fixed=True),
 }
-GROUPS = {"norms": list(OPS)}
+OPS: dict[str, Operation] = {**NORMS, **RECURRENT}
+GROUPS = {"norms": list(NORMS), "rnn": list(RECURRENT)}
 
 
 @dataclass(frozen=True)
@@ -213,18 +238,29 @@ class Case:
         return f"{self.op} {format_shape(self.shape)} {self.dtype}"
 
     @property
-    def array_bytes(self) -> int:
-        """Bytes of x."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+    def operation(self) -> Operation:
+        """What the name says."""
+        return OPS[self.op]
 
     @property
-    def bytes_moved(self) -> int:
-        """Bytes that a perfect kernel moves; gain, bias and statistics are not counted."""
-        return OPS[self.op].arrays * self.array_bytes
+    def beside(self) -> Self | None:
+        """The case whose peers are timed too, if any."""
+        name = self.operation.beside
+        return replace(self, op=name) if name else None
 
-    def inputs(self, offset: int = 0) -> Inputs:
+    @property
+    def work(self) -> float:
+        """Bytes to move, or operations to do."""
+        return self.operation.work(self.shape, self.dtype)
+
+    @property
+    def roof_work(self) -> float:
+        """The same of the roofline."""
+        return self.operation.roof_work(self.shape, self.dtype)
+
+    def inputs(self, offset: int = 0) -> Any:
         """Seeded arrays, each `offset` bytes into a cache line."""
-        return _inputs(self.shape, self.dtype, offset)
+        return self.operation.inputs(self.shape, self.dtype, offset)
 
 
 @lru_cache(maxsize=1)
@@ -250,22 +286,17 @@ def _inputs(shape: Shape, dtype: str, offset: int) -> Inputs:
     )
 
 
-def aligned_empty(shape: Shape, dtype: str, offset: int = 0) -> Array:
-    """An uninitialized array that starts `offset` bytes into a cache line of 64."""
-    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    buffer = np.empty(n_bytes + 128, np.uint8)
-    first = -buffer.ctypes.data % 64 + offset
-    return buffer[first : first + n_bytes].view(dtype).reshape(shape)
-
-
 def parse_shape(text: str) -> Shape:
-    """``"512x768"`` or ``"32x64x56x56"`` as a tuple: rows and features, or NCHW."""
+    """``"512x768"`` or ``"32x64x56x56"`` as a tuple: rows and features, or four sizes."""
     try:
         shape = tuple(int(size) for size in text.lower().split("x"))
     except ValueError:
         shape = ()
     if len(shape) not in (2, 4) or min(shape) < 1:
-        raise ValueError(f"a shape is ROWSxFEATURES or NxCxHxW, such as 512x768; got {text!r}")
+        raise ValueError(
+            "a shape is ROWSxFEATURES or NxCxHxW, such as 512x768, or for recurrent networks "
+            f"TxNxIxH, such as 100x32x256x256; got {text!r}"
+        )
     return shape
 
 
@@ -275,17 +306,21 @@ def format_shape(shape: Shape) -> str:
 
 
 def select(
-    ops: Sequence[str], shapes: Sequence[Shape] | None = None, dtypes: Sequence[str] | None = None
+    ops: Sequence[str],
+    shapes: Sequence[Shape] | None = None,
+    dtypes: Sequence[str] | None = None,
+    *,
+    quick: bool = False,
 ) -> list[Case]:
     """Cases of these operations, those of a shape together; shapes that do not fit left out."""
 
     def cases(name: str) -> Iterator[Case]:
         op = OPS[name]
-        # What a call costs does not depend on a shape that someone asks for.
-        own = op.shapes if shapes is None or name == "call" else shapes
+        own = op.quick if quick and not op.fixed else op.shapes
+        if shapes is not None and not op.fixed:
+            own = shapes
         for dtype, shape in itertools.product(op.dtypes, own):
-            fits = op.min_ndim <= len(shape) <= op.max_ndim and shape[0] >= op.min_rows
-            if fits and (dtypes is None or dtype in dtypes):
+            if op.fits(shape) and (dtypes is None or dtype in dtypes):
                 yield Case(name, shape, dtype)
 
     every = list(itertools.chain.from_iterable(cases(name) for name in ops))
@@ -295,7 +330,7 @@ def select(
 
 def expected(case: Case, offset: int = 0) -> tuple[Array, ...]:
     """The outputs for the inputs with that offset, in float64."""
-    return _expected(OPS[case.op].oracle, case.shape, case.dtype, offset)
+    return case.operation.expected(case.shape, case.dtype, offset)
 
 
 @lru_cache(maxsize=1)
@@ -316,6 +351,6 @@ def check(case: Case, got: Sequence[Array], oracle: Sequence[Array]) -> str | No
         if array.dtype != case.dtype:
             return f"output {place} has dtype {array.dtype}, not {case.dtype}"
         error = np.max(np.abs(array.reshape(right.shape) - right)) / np.max(np.abs(right))
-        if not error <= TOLERANCES[case.dtype]:  # NaN too
+        if not error <= case.operation.tolerances[case.dtype]:  # NaN too
             return f"output {place} is off by {error:.1e} of its largest value"
     return None

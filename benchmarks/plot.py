@@ -1,9 +1,10 @@
-"""The picture of a run: each contestant's GB/s beside those of a copy."""
+"""The picture of a run: each contestant's speed beside that of the roofline."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -33,7 +34,7 @@ def plot(report: Report, path: Path) -> list[Path]:
     ``run.png`` becomes ``run-1-thread.png``, ``run-2-threads.png``. Each has a row for each
     operation, in float32, or in float64 where that is all there is.
     """
-    drawn = [r for r in report.results if r.case.op != "call" and r.copy_gigabytes]
+    drawn = [r for r in report.results if r.roof and not r.case.operation.fixed]
     dtype = min((result.case.dtype for result in drawn), default="")
     paths = []
     for n_threads in sorted({result.threads for result in drawn}):
@@ -48,6 +49,7 @@ def plot(report: Report, path: Path) -> list[Path]:
 
 def _figure(results: Sequence[Result], title: str) -> Figure:
     groups = by_operation(results)
+    op = results[0].case.operation
     names = [name for name in COLOURS if any(name in r.seconds for r in results)]
     # A shape has the same place in each row.
     shapes = list(dict.fromkeys(result.case.shape for result in results))
@@ -56,32 +58,55 @@ def _figure(results: Sequence[Result], title: str) -> Figure:
         layout="constrained",
     )
     rows = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
-    for axes, ((_, op, _), group) in zip(rows, groups.items(), strict=True):
+    for axes, ((_, name, _), group) in zip(rows, groups.items(), strict=True):
         _draw(axes, group, names, [shapes.index(result.case.shape) for result in group])
         axes.set_xlim(-0.5, len(shapes) - 0.5)
-        axes.set_title(OPS[op].title, loc="left", fontsize=10)
-    handles, labels = rows[0].get_legend_handles_labels()
+        axes.set_title(OPS[name].title, loc="left", fontsize=10)
+    # Not every row has every contestant.
+    labelled: dict[str, Artist] = {}
+    for axes in rows:
+        handles, own = axes.get_legend_handles_labels()
+        labelled.update(zip(own, handles, strict=True))
+    labels = sorted(labelled, key=lambda label: (label == op.roof, label.endswith("plain")))
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8
+        [labelled[label] for label in labels],
+        labels,
+        loc="outside lower center",
+        ncols=len(labels),
+        frameon=False,
+        fontsize=8,
     )
-    figure.suptitle(f"Speed by that of a copy; above bars, normlib's GB/s\n{title}", fontsize=10)
+    roof = "a copy" if op.roof == "copy" else "the fastest product of two matrices"
+    heading = f"Speed by that of {roof}; above bars, normlib's {op.unit}"
+    figure.suptitle(f"{heading}\n{title}", fontsize=10)
     return figure
 
 
 def _draw(
     axes: Axes, group: Sequence[Result], names: Sequence[str], columns: Sequence[int]
 ) -> None:
-    width = 0.86 / len(names)
+    op = group[0].case.operation
+    beside = [name for name in names if any(name in result.beside for result in group)]
+    bars: list[tuple[str, bool]] = [(name, False) for name in names]
+    bars += [(name, True) for name in beside]
+    width = 0.86 / len(bars)
     places = np.array(columns)
-    for number, name in enumerate(names):
-        shares = [result.of_copy(name) or 0 for result in group]
-        left = places + (number - (len(names) - 1) / 2) * width
-        axes.bar(left, shares, width * 0.94, color=COLOURS[name], label=name)
+    for number, (name, plain) in enumerate(bars):
+        shares = [(r.plain_of_roof(name) if plain else r.of_roof(name)) or 0 for r in group]
+        left = places + (number - (len(bars) - 1) / 2) * width
+        axes.bar(
+            left,
+            shares,
+            width * 0.94,
+            color=COLOURS[name],
+            alpha=0.4 if plain else 1,
+            label=f"{name}, plain" if plain else name,
+        )
         if name != REFERENCE:
             continue
         for x, share, result in zip(left, shares, group, strict=True):
             axes.annotate(
-                _short(result.gigabytes(name)),
+                _short(result.speed(name)),
                 (x, share),
                 xytext=(0, 1.5),
                 textcoords="offset points",
@@ -90,10 +115,10 @@ def _draw(
                 fontsize=7,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.4},
             )
-    axes.axhline(1, color=ROOF, linewidth=1, linestyle="--", label="copy")
+    axes.axhline(1, color=ROOF, linewidth=1, linestyle="--", label=op.roof)
     axes.set_xticks(
         places,
-        [f"{format_shape(r.case.shape)}\ncopy {_short(r.copy_gigabytes)}" for r in group],
+        [f"{format_shape(r.case.shape)}\n{op.roof} {_short(r.roof)}" for r in group],
         fontsize=7,
     )
     axes.tick_params(axis="x", length=0)

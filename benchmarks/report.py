@@ -13,12 +13,23 @@ from benchmarks.results import Report, Result, Summary, by_operation, summarize
 
 __all__ = ["markdown", "print_head", "print_results", "tables"]
 
-LEGEND = (
-    "Ratios are a contestant's time by normlib's: below 1, normlib loses (red; bold in Markdown). "
-    "lead: the ratio to the faster of PyTorch and ONNX Runtime, yellow where it misses the goal "
-    "(1.15, or 1.05 where that rival runs above 0.8 of a copy). µs, GB/s: normlib's; of copy: its "
-    "GB/s by those of the faster of numpy.copyto and torch.Tensor.copy_."
-)
+LEGENDS = {
+    "copy": (
+        "Ratios are a contestant's time by normlib's: below 1, normlib loses (red; bold in "
+        "Markdown). lead: the ratio to the faster of PyTorch and ONNX Runtime, yellow where it "
+        "misses the goal (1.15, or 1.05 where that rival runs above 0.8 of a copy). µs, GB/s: "
+        "normlib's; of copy: its GB/s by those of the faster of numpy.copyto and "
+        "torch.Tensor.copy_."
+    ),
+    "peak": (
+        "Shapes are T, N, I, H: steps, batch, features of x and of h. Ratios are a contestant's "
+        "time by normlib's: below 1, normlib loses (red; bold in Markdown). lead: the ratio to the "
+        "faster of PyTorch and ONNX Runtime in the same operation; PyTorch's layer-normalized "
+        "cells run under TorchScript. to plain: the ratio to the fastest plain one of that cell. "
+        "µs, GFLOP/s: normlib's, counting the products with the weights; of peak: its GFLOP/s by "
+        "those of the fastest product of two 512x512 matrices by PyTorch, NumPy and normlib."
+    ),
+}
 LOSS, MISS = "bold red", "yellow"
 
 
@@ -47,14 +58,18 @@ def tables(results: Sequence[Result]) -> Iterator[Grid]:
             for name in PEERS
             if name != REFERENCE and any(name in r.seconds or name in r.failures for r in group)
         ]
-        columns = ["shape", "µs", "GB/s", "of copy", "lead", "over", *names]
-        grid = Grid(f"{OPS[op].title}, {dtype}, {_threads(threads)}", columns)
-        grid.rows = [_row(result, names) for result in group]
+        roof, plain = OPS[op].roof, bool(OPS[op].beside)
+        columns = ["shape", "µs", OPS[op].unit, f"of {roof}", "lead", "over"]
+        columns += ["to plain", "of"] if plain else []
+        loops = "/".join(sorted({result.loop for result in group if result.loop}))
+        title = f"{OPS[op].title}, {dtype}, {_threads(threads)}"
+        grid = Grid(f"{title}, {loops} loop" if loops else title, [*columns, *names])
+        grid.rows = [_row(result, names, plain) for result in group]
         yield grid
 
 
-def _row(result: Result, names: Sequence[str]) -> list[Cell]:
-    ours, speed, share = result.ours, result.gigabytes(), result.of_copy()
+def _row(result: Result, names: Sequence[str], plain: bool) -> list[Cell]:
+    ours, speed, share = result.ours, result.speed(), result.of_roof()
     return [
         Cell(format_shape(result.case.shape)),
         Cell("failed", LOSS) if ours is None else Cell(_digits(ours * 1e6)),
@@ -62,6 +77,7 @@ def _row(result: Result, names: Sequence[str]) -> list[Cell]:
         Cell("" if share is None else f"{share:.2f}"),
         _ratio(result.lead, result.goal),
         Cell(result.rival or ""),
+        *([_ratio(result.plain_lead, 1), Cell(result.plain_rival or "")] if plain else []),
         *(
             Cell("failed", MISS) if name in result.failures else _ratio(result.ratio(name), 1)
             for name in names
@@ -96,8 +112,8 @@ def _summary(summaries: Sequence[Summary]) -> Grid:
                 Cell(str(s.threads)),
                 _ratio(s.mean, s.goal),
                 Cell(f"{s.goal:.2g}"),
-                _ratio(s.worst.lead, s.worst.goal),
-                Cell(f"{format_shape(s.worst.case.shape)}, {s.worst.rival}"),
+                _ratio(s.worst.ratio, s.worst.goal),
+                Cell(f"{format_shape(s.worst.shape)}, {s.worst.rival}"),
                 Cell(f"{s.losses} of {s.shapes}"),
             ]
         )
@@ -112,6 +128,11 @@ def _failures(results: Sequence[Result]) -> list[str]:
     return [
         f"{name} failed: {problem} ({'; '.join(where)})" for (name, problem), where in cases.items()
     ]
+
+
+def _legends(results: Sequence[Result]) -> list[str]:
+    roofs = {result.case.operation.roof for result in results}
+    return [legend for roof, legend in LEGENDS.items() if roof in roofs]
 
 
 def _threads(n: int) -> str:
@@ -133,7 +154,9 @@ def print_results(console: Console, report: Report) -> None:
         console.print(_drawn(grid))
     for problem in _failures(report.results):
         console.print(Text(problem, style=MISS))
-    console.print(f"{LEGEND}\nLoad: {report.load}.", highlight=False)
+    for legend in _legends(report.results):
+        console.print(legend, highlight=False)
+    console.print(f"Load: {report.load}.", highlight=False)
     summaries = summarize(report.results)
     if summaries:
         console.print(_drawn(_summary(summaries)))
@@ -142,7 +165,7 @@ def print_results(console: Console, report: Report) -> None:
 def _drawn(grid: Grid) -> Table:
     table = Table(title=grid.title, title_justify="left")
     for column in grid.columns:
-        words = column in {"shape", "over", "operation", "dtype", "at"}
+        words = column in {"shape", "over", "of", "operation", "dtype", "at"}
         table.add_column(
             column, justify="left" if words else "right", no_wrap=words, overflow="fold"
         )
@@ -168,7 +191,9 @@ def markdown(report: Report) -> str:
             _line(["---"] * len(grid.columns)),
         ]
         lines += [_line([_bold(cell) for cell in row]) for row in grid.rows]
-    lines += ["", LEGEND, "", f"Load: {report.load}."]
+    for legend in _legends(report.results):
+        lines += ["", legend]
+    lines += ["", f"Load: {report.load}."]
     lines += [f"\n{problem}." for problem in _failures(report.results)]
     return "\n".join(lines) + "\n"
 

@@ -8,35 +8,36 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from benchmarks.cases import OPS, Case, format_shape
+from benchmarks.cases import OPS, Case, Shape, format_shape
 from benchmarks.peers import PEERS, REFERENCE, RIVALS, absent, version
 
 __all__ = ["Report", "Result", "Summary", "by_operation", "geometric_mean", "machine", "summarize"]
 
-FLOOR = 1.15  # ratio to reach at every shape,
-NEAR = 1.05  # or this, where the rival itself comes near to the speed of a copy
-NEAR_COPY = 0.8
+NEAR = 0.8  # of the roof: where a rival is as near as this, less of a lead is left to gain
 # Variables that change the speed: spinning OpenMP threads, normlib's CPU level, huge pages.
 ENVIRONMENT = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "NORMLIB_CPU", "NUMPY_MADVISE_HUGEPAGE")
 
 
 @dataclass(frozen=True)
 class Result:
-    """Seconds of a call, by contestant; copies: of a copy of x, by whose copy it is.
+    """Seconds of a call, by contestant; roofs: of the roofline, by whose it is.
 
-    failures: what was wrong, by contestant. others: cores that other processes kept busy.
+    failures: what was wrong, by contestant. others: cores that other processes kept busy. beside:
+    seconds of the operation that is timed beside this one. loop: which loop normlib ran.
     """
 
     case: Case
     threads: int
     seconds: dict[str, float]
-    copies: dict[str, float]
+    roofs: dict[str, float]
     failures: dict[str, str] = field(default_factory=dict)
     others: float | None = None
+    beside: dict[str, float] = field(default_factory=dict)
+    loop: str = ""
 
     @property
     def ours(self) -> float | None:
@@ -62,27 +63,47 @@ class Result:
         return None if self.rival is None else self.ratio(self.rival)
 
     @property
-    def goal(self) -> float:
-        """The lead to reach."""
-        near = self.rival is not None and (self.of_copy(self.rival) or 0) > NEAR_COPY
-        return NEAR if near else FLOOR
-
-    def gigabytes(self, name: str = REFERENCE) -> float | None:
-        """GB/s, of the bytes that a perfect kernel moves."""
-        seconds = self.seconds.get(name)
-        return None if seconds is None else self.case.bytes_moved / seconds / 1e9
+    def plain_rival(self) -> str | None:
+        """The fastest in the operation beside this one."""
+        return min(self.beside, key=self.beside.__getitem__, default=None)
 
     @property
-    def copy_gigabytes(self) -> float | None:
-        """GB/s of the faster copy: the roofline."""
-        if not self.copies:
+    def plain_lead(self) -> float | None:
+        """The ratio to that."""
+        if self.ours is None or self.plain_rival is None:
             return None
-        return 2 * self.case.array_bytes / min(self.copies.values()) / 1e9
+        return self.beside[self.plain_rival] / self.ours
 
-    def of_copy(self, name: str = REFERENCE) -> float | None:
-        """A contestant's GB/s by those of the copy."""
-        speed, roof = self.gigabytes(name), self.copy_gigabytes
+    @property
+    def goal(self) -> float:
+        """The lead to reach."""
+        op = self.case.operation
+        near = self.rival is not None and (self.of_roof(self.rival) or 0) > NEAR
+        return op.near_floor if near else op.floor
+
+    def speed(self, name: str = REFERENCE) -> float | None:
+        """GB/s, of the bytes that a perfect kernel moves; or GFLOP/s."""
+        seconds = self.seconds.get(name)
+        return None if seconds is None else self.case.work / seconds / 1e9
+
+    @property
+    def roof(self) -> float | None:
+        """The same of the roofline, by whom it is fastest."""
+        if not self.roofs:
+            return None
+        return self.case.roof_work / min(self.roofs.values()) / 1e9
+
+    def of_roof(self, name: str = REFERENCE) -> float | None:
+        """A contestant's speed by that of the roofline."""
+        speed, roof = self.speed(name), self.roof
         return None if speed is None or roof is None else speed / roof
+
+    def plain_of_roof(self, name: str) -> float | None:
+        """The same in the operation beside this one."""
+        seconds, other = self.beside.get(name), self.case.beside
+        if seconds is None or other is None or self.roof is None:
+            return None
+        return other.work / seconds / 1e9 / self.roof
 
 
 def geometric_mean(ratios: Iterable[float]) -> float:
@@ -102,6 +123,15 @@ def by_operation(results: Sequence[Result]) -> dict[tuple[int, str, str], list[R
     return {key: groups[key] for key in order}
 
 
+class Lead(NamedTuple):
+    """The ratio to a rival, the least to reach, and where it was measured."""
+
+    ratio: float
+    goal: float
+    shape: Shape
+    rival: str
+
+
 @dataclass(frozen=True)
 class Summary:
     """One operation, dtype and thread count over its shapes."""
@@ -111,31 +141,44 @@ class Summary:
     threads: int
     mean: float
     goal: float
-    worst: Result
+    worst: Lead
     losses: int
     shapes: int
 
 
 def summarize(results: Sequence[Result]) -> list[Summary]:
     """Geometric mean and least of the ratios to the rivals, for each operation."""
-    leads = {
-        key: [(result.lead, result) for result in group if result.lead is not None]
-        for key, group in by_operation(results).items()
-    }
-    return [
-        Summary(
-            title=OPS[op].title,
-            dtype=dtype,
-            threads=threads,
-            mean=geometric_mean(lead for lead, _ in group),
-            goal=OPS[op].goal,
-            worst=min(group, key=lambda pair: pair[0])[1],
-            losses=sum(lead < 1 for lead, _ in group),
-            shapes=len(group),
-        )
-        for (threads, op, dtype), group in leads.items()
-        if group
-    ]
+    summaries = []
+    for (threads, name, dtype), group in by_operation(results).items():
+        op = OPS[name]
+        leads = [
+            Lead(result.lead, result.goal, result.case.shape, result.rival)
+            for result in group
+            if result.lead is not None and result.rival is not None
+        ]
+        plain_leads = [
+            Lead(result.plain_lead, 1.0, result.case.shape, f"{result.plain_rival}, plain")
+            for result in group
+            if result.plain_lead is not None
+        ]
+        for title, some, goal in (
+            (op.title, leads, op.goal),
+            (f"{op.title}, to a plain one", plain_leads, 1.0),
+        ):
+            if some:
+                summaries.append(
+                    Summary(
+                        title=title,
+                        dtype=dtype,
+                        threads=threads,
+                        mean=geometric_mean(lead.ratio for lead in some),
+                        goal=goal,
+                        worst=min(some, key=lambda lead: lead.ratio),
+                        losses=sum(lead.ratio < 1 for lead in some),
+                        shapes=len(some),
+                    )
+                )
+    return summaries
 
 
 def machine(peers: Sequence[str]) -> dict[str, str]:
@@ -196,8 +239,10 @@ class Report:
             values["case"]["shape"] = format_shape(result.case.shape)
             values |= {
                 "ratios": {name: result.ratio(name) for name in result.seconds},
-                "gigabytes_per_second": {n: result.gigabytes(n) for n in result.seconds},
-                "copy_gigabytes_per_second": result.copy_gigabytes,
+                "plain_ratio": result.plain_lead,
+                "unit": result.case.operation.unit,
+                "speeds": {name: result.speed(name) for name in result.seconds},
+                "roof": result.roof,
             }
             results.append(values)
         text = json.dumps({"head": self.head, "load": self.load, "results": results}, indent=1)
@@ -217,7 +262,9 @@ def _result(entry: dict[str, Any]) -> Result:
         case,
         entry["threads"],
         entry["seconds"],
-        entry["copies"],
+        entry["roofs"],
         entry["failures"],
         entry["others"],
+        entry["beside"],
+        entry["loop"],
     )

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 import normlib
-from benchmarks.cases import aligned_empty
+from benchmarks.operation import aligned_empty
 from benchmarks.timing import Run, race
 from normlib import _kernels, threads
 from normlib.rnn import direction

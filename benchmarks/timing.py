@@ -5,14 +5,15 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 __all__ = ["Race", "Run", "race"]
 
 Run: TypeAlias = Callable[[], object]
+Name = TypeVar("Name", bound=Hashable)
 
 # Seconds of one measurement, and of a contestant's turn. Short measurements, many a turn: where
 # another process takes the core, a scheduler's tick spoils one of them, not the turn.
@@ -25,10 +26,11 @@ MIN_ROUNDS, MAX_ROUNDS = 3, 41
 
 
 @dataclass(frozen=True)
-class Race:
-    """Median seconds of a call of each contestant; others: cores busy with other processes."""
+class Race(Generic[Name]):
+    """Median and least seconds of a call of each; others: cores busy with other processes."""
 
-    seconds: dict[str, float]
+    seconds: dict[Name, float]
+    best: dict[Name, float]
     others: float | None
 
 
@@ -96,7 +98,7 @@ def _busy() -> float | None:
     return (user + nice + system + irq + soft_irq) / os.sysconf("SC_CLK_TCK")
 
 
-def race(runs: Mapping[str, Run], budget: float, pause: bool) -> Race:
+def race(runs: Mapping[Name, Run], budget: float, pause: bool) -> Race[Name]:
     """Time contestants in turn.
 
     Each gets an equal share of `budget` seconds, and as many turns as fit, spread evenly over the
@@ -104,7 +106,7 @@ def race(runs: Mapping[str, Run], budget: float, pause: bool) -> Race:
 
     Parameters
     ----------
-    runs : mapping of str to callable
+    runs : mapping of names to callables
         The contestants.
     budget : float
         Seconds to spend, about; at least `MIN_ROUNDS` rounds are run.
@@ -144,4 +146,5 @@ def race(runs: Mapping[str, Run], budget: float, pause: bool) -> Race:
         used = now - busy - (time.process_time() - own)
         others = max(0.0, used / (time.perf_counter() - start))
     seconds = {name: statistics.median(runner.samples) for name, runner in runners.items()}
-    return Race(seconds, others)
+    best = {name: min(runner.samples) for name, runner in runners.items()}
+    return Race(seconds, best, others)

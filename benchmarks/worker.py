@@ -7,12 +7,12 @@ so every thread count gets a process of its own, started with the variables that
 import multiprocessing
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 from benchmarks.cases import Case, check, expected
-from benchmarks.peers import Peer, create
+from benchmarks.peers import REFERENCE, Peer, create
 from benchmarks.peers.base import Run
 from benchmarks.results import Result
 from benchmarks.timing import race
@@ -33,11 +33,47 @@ def measure(
     case: Case, peers: dict[str, Peer], n_threads: int, budget: float, offset: int = 0
 ) -> Result:
     """Check all contestants of a case against the oracle, then time those that are right."""
+    failures: dict[str, str] = {}
+    runs = _checked(case, peers, offset, failures)
+    beside: dict[str, Run] = {}
+    if case.beside is not None:
+        others = {name: peer for name, peer in peers.items() if name != REFERENCE}
+        wrong: dict[str, str] = {}
+        beside = _checked(case.beside, others, offset, wrong)
+        failures |= {f"{name}, plain,": problem for name, problem in wrong.items()}
+    roofs: dict[str, Run] = {}
+    inputs = case.inputs(offset)
+    for name, peer in peers.items():
+        roof = peer.method(case.operation.roof_method, inputs)
+        if roof is not None:
+            roofs[name] = roof
+    kinds = {"run": runs, "beside": beside, "roof": roofs}
+    everyone = {(kind, name): run for kind, group in kinds.items() for name, run in group.items()}
+    timed = race(everyone, budget, pause=n_threads > 1)
+    if case.operation.best_roof:
+        timed.seconds.update({place: timed.best[place] for place in everyone if place[0] == "roof"})
+    seconds = {
+        kind: {name: timed.seconds[kind, name] for name in group} for kind, group in kinds.items()
+    }
+    return Result(
+        case,
+        n_threads,
+        seconds["run"],
+        seconds["roof"],
+        failures,
+        timed.others,
+        seconds["beside"],
+        case.operation.loop(),
+    )
+
+
+def _checked(
+    case: Case, peers: Mapping[str, Peer], offset: int, failures: dict[str, str]
+) -> dict[str, Run]:
+    """The calls of those whose outputs are right; what is wrong with the others."""
     inputs = case.inputs(offset)
     oracle = expected(case, offset)
     runs: dict[str, Run] = {}
-    copies: dict[str, Run] = {}
-    failures: dict[str, str] = {}
     for name, peer in peers.items():
         try:
             run = peer.prepare(case, inputs)
@@ -49,23 +85,7 @@ def measure(
                     failures[name] = problem
         except Exception as error:  # whatever a library raises, the others go on
             failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-        copy = peer.method("copy", inputs)
-        if copy is not None:
-            copies[name] = copy
-    everyone = runs | {_copy_of(name): copy for name, copy in copies.items()}
-    timed = race(everyone, budget, pause=n_threads > 1)
-    return Result(
-        case,
-        n_threads,
-        {name: timed.seconds[name] for name in runs},
-        {name: timed.seconds[_copy_of(name)] for name in copies},
-        failures,
-        timed.others,
-    )
-
-
-def _copy_of(name: str) -> str:
-    return f"{name} copy"
+    return runs
 
 
 class Worker:

@@ -26,6 +26,12 @@ def result(ours, others, *, copies=None, case=TINY, threads=1, failures=None):
     return Result(case, threads, {"normlib": ours, **others}, copies or {}, failures or {})
 
 
+def layer_result(ours, others, plain, *, peak=1.0, shape=(3, 2, 4, 5)):
+    case = Case("lstm_layer", shape, "float32")
+    seconds = {"normlib": ours, **others}
+    return Result(case, 1, seconds, {"NumPy": peak}, beside=plain, loop="fused")
+
+
 # ---- cases ---------------------------------------------------------------------------------------
 
 
@@ -61,8 +67,25 @@ def test_cases_of_a_shape_come_together():
 
 
 def test_bytes_are_those_of_each_array_once():
-    assert Case("layer_norm", (4, 16), "float32").bytes_moved == 2 * 4 * 16 * 4
-    assert Case("layer_norm_backward", (4, 16), "float64").bytes_moved == 3 * 4 * 16 * 8
+    assert Case("layer_norm", (4, 16), "float32").work == 2 * 4 * 16 * 4
+    assert Case("layer_norm_backward", (4, 16), "float64").work == 3 * 4 * 16 * 8
+
+
+def test_operations_of_a_recurrent_network_are_those_of_its_products():
+    shape = (3, 2, 4, 5)
+    forward = 2 * 3 * 2 * (4 + 5) * 5
+    assert Case("rnn", shape, "float32").work == forward
+    assert Case("gru_layer", shape, "float32").work == 3 * forward
+    assert Case("lstm_training", shape, "float32").work == 3 * 4 * forward
+
+
+def test_quick_and_fixed_shapes():
+    assert [c.shape for c in select(["lstm_step"], [(3, 2, 4, 5)])] == [(1, 1, 64, 64)]
+    assert [c.shape for c in select(["call"], quick=True)] == [(1, 8)]
+    assert [c.shape for c in select(["lstm"], [(8, 16)])] == []
+    quick = select(GROUPS["rnn"], quick=True)
+    assert {c.op for c in quick} == set(GROUPS["rnn"])
+    assert len(quick) < len(select(GROUPS["rnn"])) / 3
 
 
 @pytest.mark.parametrize("offset", [0, 16])
@@ -76,10 +99,31 @@ def test_arrays_begin_where_they_are_told(offset):
 
 def test_contestants_agree_with_the_oracle():
     with worker(QUICK_TO_START, 1) as run:
-        for case in select([*OPS], [(6, 24), (5, 3, 4, 2)]):
+        for case in select(GROUPS["norms"], [(6, 24), (5, 3, 4, 2)]):
             measured = run(case, 0.0)
             assert not measured.failures
             assert "normlib" in measured.seconds
+
+
+@pytest.mark.skipif(
+    bool(absent("PyTorch") or absent("ONNX Runtime")), reason="needs torch, onnx, onnxruntime"
+)
+def test_recurrent_contestants_agree_with_the_oracle():
+    took_part = {}
+    with worker(["normlib", "PyTorch", "ONNX Runtime", "NumPy"], 1) as run:
+        for case in select(GROUPS["rnn"], [(4, 3, 5, 6)]):
+            measured = run(case, 0.0)
+            assert not measured.failures
+            assert set(measured.roofs) == {"normlib", "PyTorch", "NumPy"}
+            took_part[case.op] = {*measured.seconds} - {"normlib"}, {*measured.beside}
+            assert measured.loop in {"fused", "stepwise"}
+            assert "normlib" in measured.seconds
+    both = {"PyTorch", "ONNX Runtime"}
+    assert took_part["lstm"] == took_part["rnn"] == (both, set())
+    assert took_part["lstm_layer"] == took_part["gru_layer"] == ({"PyTorch"}, both)
+    assert took_part["lstm_batch"] == took_part["rnn_layer"] == (set(), both)
+    assert took_part["gru_layer_training"] == ({"PyTorch"}, {"PyTorch"})
+    assert took_part["lstm_step"] == ({"PyTorch"}, set())
 
 
 @pytest.mark.parametrize(
@@ -135,10 +179,24 @@ def test_a_ratio_is_their_time_by_ours():
 
 def test_speeds_are_of_the_bytes_to_move():
     measured = result(1e-6, {"PyTorch": 2e-6}, copies={"NumPy": 1e-6, "PyTorch": 0.5e-6})
-    assert measured.gigabytes() == pytest.approx(0.512)
-    assert measured.copy_gigabytes == pytest.approx(1.024)
-    assert measured.of_copy() == pytest.approx(0.5)
-    assert measured.of_copy("PyTorch") == pytest.approx(0.25)
+    assert measured.speed() == pytest.approx(0.512)
+    assert measured.roof == pytest.approx(1.024)
+    assert measured.of_roof() == pytest.approx(0.5)
+    assert measured.of_roof("PyTorch") == pytest.approx(0.25)
+
+
+def test_a_normalized_network_is_compared_with_the_plain_ones():
+    measured = layer_result(2.0, {"PyTorch": 8.0}, {"PyTorch": 3.0, "ONNX Runtime": 1.0}, peak=0.5)
+    assert measured.lead == 4.0
+    assert (measured.plain_rival, measured.plain_lead) == ("ONNX Runtime", 0.5)
+    share = measured.of_roof()
+    assert share == pytest.approx(measured.case.work / 2.0 / (2 * 512**3 / 0.5))
+    assert measured.plain_of_roof("ONNX Runtime") == pytest.approx(2 * share)
+    assert measured.plain_of_roof("JAX") is None
+    own, plain = summarize([measured])
+    assert (own.mean, own.losses, own.goal) == (4.0, 0, 1.0)
+    assert (plain.mean, plain.losses, plain.worst.rival) == (0.5, 1, "ONNX Runtime, plain")
+    assert layer_result(1.0, {}, {}).plain_lead is None
 
 
 def test_the_goal_is_less_where_the_rival_is_as_fast_as_a_copy():
@@ -157,7 +215,7 @@ def test_a_summary_has_mean_floor_and_losses():
     one, two = summarize(results)
     assert (one.threads, one.losses, one.shapes) == (1, 1, 2)
     assert one.mean == pytest.approx(math.sqrt(2))
-    assert one.worst is results[0]
+    assert one.worst == (0.5, 1.15, (4, 16), "PyTorch")
     assert (two.threads, two.losses, two.mean) == (2, 0, pytest.approx(9.0))
 
 
@@ -181,8 +239,20 @@ def test_losses_stand_out_in_markdown():
     assert "1 of 1" in text
 
 
+def test_tables_of_recurrent_networks():
+    measured = layer_result(1.0, {"PyTorch": 2.0}, {"ONNX Runtime": 0.5})
+    text = markdown(Report({"CPU": "any"}, [measured]))
+    assert "### layer-normalized LSTM, float32, 1 thread, fused loop" in text
+    assert "| shape | µs | GFLOP/s | of peak | lead | over | to plain | of | PyTorch |" in text
+    assert "| 2.00 | PyTorch | **0.50** | ONNX Runtime | 2.00 |" in text
+    assert "| layer-normalized LSTM, to a plain one | float32 | 1 | **0.50** |" in text
+    assert "Shapes are T, N, I, H" in text
+    assert "of copy" not in text
+
+
 def test_a_run_is_saved_and_read(tmp_path):
     report = Report({"CPU": "any"}, [result(1.0, {"PyTorch": 2.0}, copies={"NumPy": 1.0})])
+    report.results.append(layer_result(1.0, {"PyTorch": 2.0}, {"PyTorch": 0.5}))
     report.save(tmp_path / "run.json")
     assert Report.read(tmp_path / "run.json") == report
     assert json.loads((tmp_path / "run.json").read_text())["results"][0]["ratios"] == {
@@ -211,6 +281,24 @@ def test_a_tiny_run_from_the_command_line(tmp_path, capsys):
     assert "| 4x16 |" in files["markdown"].read_text()
     assert main(["--load", str(files["json"]), "--plot", str(files["png"])]) == 0
     assert (tmp_path / "run-1-thread.png").stat().st_size > 1000
+
+
+def test_a_tiny_run_of_recurrent_networks(tmp_path, capsys):
+    arguments = ["rnn", "--peers", "NumPy", "--threads", "1", "--shapes", "3x2x4x5", "--quick"]
+    arguments += ["--ops", "gru_layer", "--plot", str(tmp_path / "run.png")]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    for text in ("layer-normalized GRU, float32, 1 thread, fused loop", "3x2x4x5", "GFLOP/s"):
+        assert text in shown
+    assert (tmp_path / "run-1-thread.png").stat().st_size > 1000
+
+
+def test_an_operation_of_another_group_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--ops", "lstm"])
+    assert (
+        "lstm is in the group rnn: python -m benchmarks rnn --ops lstm" in capsys.readouterr().err
+    )
 
 
 def test_choices_are_listed(capsys, monkeypatch):

@@ -5,6 +5,8 @@ import numpy as np
 import normlib
 from benchmarks.cases import EPS, Inputs
 from benchmarks.peers.base import Peer, Run
+from benchmarks.recurrent import RecurrentInputs
+from normlib import _kernels
 
 __all__ = ["Normlib"]
 
@@ -88,3 +90,23 @@ class Normlib(Peer):
     def instance_norm_backward(self, i: Inputs) -> Run:
         _, mean, rstd = normlib.instance_norm_forward(i.x, eps=EPS)
         return lambda: normlib.instance_norm_backward(i.dy, i.x, mean, rstd, i.gain)
+
+    def product(self, i: RecurrentInputs) -> Run:
+        a, b = i.square
+        packed, out = _kernels.product.pack(b), np.empty_like(a)
+        return lambda: _kernels.product.product(a, packed, out, self.n_threads)
+
+    def recurrent(self, i: RecurrentInputs) -> Run:
+        rnn = i.model()
+        if i.mode == "step":
+            state = np.zeros((2, 1, *i.dy.shape[1:]), i.x.dtype)
+            return lambda: rnn.step(i.x[0], (state[0], state[1]))
+        if i.mode == "infer":
+            return lambda: rnn(i.x)
+
+        def train() -> object:
+            _, _, cache = rnn.forward(i.x)
+            dx, _, grads = rnn.backward(i.dy, cache)
+            return dx, grads
+
+        return train

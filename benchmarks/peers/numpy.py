@@ -5,6 +5,7 @@ import numpy as np
 from benchmarks import formulas
 from benchmarks.cases import EPS, Array, Inputs
 from benchmarks.peers.base import Peer, Run
+from benchmarks.recurrent import RecurrentInputs
 
 __all__ = ["NumPy"]
 
@@ -16,6 +17,11 @@ class NumPy(Peer):
 
     def copy(self, i: Inputs) -> Run:
         return lambda: np.copyto(i.out, i.x)
+
+    def product(self, i: RecurrentInputs) -> Run:
+        a, b = i.square
+        out = np.empty_like(a)
+        return lambda: np.matmul(a, b, out=out)
 
     def layer_norm(self, i: Inputs) -> Run:
         return lambda: formulas.layer_norm(i.x, i.gain, i.bias, EPS, self.moments)

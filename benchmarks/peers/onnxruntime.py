@@ -1,12 +1,15 @@
 """ONNX Runtime: graphs of one operator, inputs and outputs bound. It has no backward passes."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnxruntime
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from benchmarks.cases import EPS, Array, Inputs
 from benchmarks.peers.base import Peer, Run
+from benchmarks.recurrent import RecurrentInputs
 
 __all__ = ["OnnxRuntime"]
 
@@ -67,10 +70,31 @@ class OnnxRuntime(Peer):
         inputs = {"x": i.x, "gain": i.gain, "bias": i.bias}
         return self._run("InstanceNormalization", inputs, ["y"])
 
+    def recurrent(self, i: RecurrentInputs) -> Run | None:
+        if i.norm != "noop" or i.mode != "infer":
+            return None
+        w, r, *biases = (
+            _gates(i.parameters[f"{name}_l0"], ORDERS[i.cell])
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        # Weights that do not change are packed once, when the session is made.
+        constants = {"w": w[None], "r": r[None], "b": np.concatenate(biases)[None]}
+        outputs = ["y", "h", "c"] if i.cell == "lstm" else ["y", "h"]
+        attributes: dict[str, Any] = {"linear_before_reset": 1} if i.cell == "gru" else {}
+        return self._run(
+            i.cell.upper(),
+            {"x": i.x},
+            outputs,
+            constants=constants,
+            epsilon=None,
+            hidden_size=i.sizes[1],
+            **attributes,
+        )
+
     def arrays(self, result: Any) -> list[Array]:
         arrays: list[Array] = result.copy_outputs_to_cpu()
-        # Not the statistics that batch norm has to return in training.
-        return [array for array in arrays if array.shape == arrays[0].shape]
+        # Not the statistics, (C,), that batch norm has to return in training.
+        return [array for array in arrays if array.ndim > 1]
 
     def _run(
         self,
@@ -79,16 +103,21 @@ class OnnxRuntime(Peer):
         outputs: list[str],
         out: Array | None = None,
         *,
+        constants: Mapping[str, Array] | None = None,
         domain: str = "",
+        epsilon: float | None = EPS,
         opset: int = 17,  # that all recent versions read, as they do the format below
         **attributes: Any,
     ) -> Run:
+        constants = constants or {}
+        names = [*inputs, *constants]
         kind = helper.np_dtype_to_tensor_dtype(inputs["x"].dtype)
         graph = helper.make_graph(
-            [helper.make_node(op, list(inputs), outputs, domain=domain, epsilon=EPS, **attributes)],
-            "norm",
+            [helper.make_node(op, names, outputs, domain=domain, epsilon=epsilon, **attributes)],
+            "graph",
             [helper.make_tensor_value_info(name, kind, a.shape) for name, a in inputs.items()],
             [helper.make_tensor_value_info(name, kind, None) for name in outputs if name],
+            [numpy_helper.from_array(array, name) for name, array in constants.items()],
         )
         opsets = [helper.make_opsetid("", opset)]
         if domain:
@@ -114,6 +143,14 @@ class OnnxRuntime(Peer):
             return binding
 
         return run
+
+
+# Gates of normlib and PyTorch in the order of ONNX: i f g o, r z n; there i o f c, z r h.
+ORDERS = {"rnn": [0], "gru": [1, 0, 2], "lstm": [0, 3, 1, 2]}
+
+
+def _gates(array: Array, order: Sequence[int]) -> Array:
+    return np.concatenate([np.split(array, len(order))[gate] for gate in order])
 
 
 def _with_statistics(i: Inputs) -> dict[str, Array]:

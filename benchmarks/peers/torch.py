@@ -1,10 +1,21 @@
-"""PyTorch in inference mode: functional calls forward, the native operators backward."""
+"""PyTorch in inference mode: functional calls forward, the native operators backward.
+
+Recurrent networks: its modules; layer-normalized ones, which it lacks, under TorchScript; gradients
+by autograd.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from benchmarks.cases import EPS, Inputs
 from benchmarks.peers.base import Peer, Run
+from benchmarks.recurrent import RecurrentInputs
 
 __all__ = ["Torch"]
 
@@ -121,3 +132,146 @@ class Torch(Peer):
             return dx, dgain.view(n, channels).sum(0), dbias.view(n, channels).sum(0)
 
         return run
+
+    def product(self, i: RecurrentInputs) -> Run:
+        a, b = map(torch.from_numpy, i.square)
+        out = torch.empty_like(a)
+        return lambda: torch.mm(a, b, out=out)
+
+    def recurrent(self, i: RecurrentInputs) -> Run | None:
+        with torch.inference_mode(i.mode != "train"):
+            if i.norm == "noop":
+                return _timed_as(i, *_module(i))
+            if i.norm == "layer" and i.cell in SCRIPTS:
+                parameters = {k: torch.tensor(v) for k, v in i.parameters.items()}
+                forms = [_script(SCRIPTS[i.cell], parameters, at_once) for at_once in (False, True)]
+                return _faster([_timed_as(i, form, parameters) for form in forms])
+        return None
+
+
+# ---- recurrent networks --------------------------------------------------------------------------
+
+
+def _timed_as(
+    i: RecurrentInputs, forward: Callable[..., Any], parameters: Mapping[str, torch.Tensor]
+) -> Run:
+    """The call that the mode asks for, of something that gives y first."""
+    x, dy = torch.tensor(i.x), torch.tensor(i.dy)
+    if i.mode != "train":
+        return lambda: forward(x)
+    with_gradient = [tensor.requires_grad_() for tensor in (x, *parameters.values())]
+
+    def train() -> object:
+        with torch.inference_mode(False):
+            dx, *grads = torch.autograd.grad(forward(x)[0], with_gradient, dy)
+        return dx, dict(zip(parameters, grads, strict=True))
+
+    return train
+
+
+def _module(i: RecurrentInputs) -> tuple[Callable[..., Any], dict[str, torch.Tensor]]:
+    """PyTorch's own network, or cell for one step, and its parameters under normlib's names."""
+    state_dict = {name: torch.tensor(array) for name, array in i.parameters.items()}
+    if i.mode == "step":
+        cell = nn.LSTMCell(*i.sizes)
+        cell.load_state_dict({k.removesuffix("_l0"): v for k, v in state_dict.items()})
+        state = tuple(torch.zeros(2, *i.dy.shape[1:]))
+
+        def step(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            h, c = cell(x[0], state)
+            return h, h, c
+
+        return step, {}
+    module = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[i.cell](*i.sizes)
+    module.load_state_dict(state_dict)
+    return module, dict(module.named_parameters())
+
+
+def _script(
+    function: FunctionType, parameters: dict[str, torch.Tensor], at_once: bool
+) -> Callable[..., Any]:
+    # A copy: TorchScript keeps what it compiled of a function, which is specialized for the shapes
+    # that came first, and after some shapes runs unfused.
+    own = FunctionType(function.__code__, function.__globals__, function.__name__)
+    own.__annotations__ = function.__annotations__
+    compiled = torch.jit.script(own)
+    values = list(parameters.values())
+    return lambda x: compiled(x, values, at_once)
+
+
+def _faster(runs: Sequence[Run]) -> Run:
+    """The better form; the first calls are those in which TorchScript compiles."""
+    seconds = []
+    for run in runs:
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        seconds.append(min(times[2:]))
+    return runs[seconds.index(min(seconds))]
+
+
+# ---- layer-normalized cells, for TorchScript -----------------------------------------------------
+#
+# A step at a time, as in PyTorch's own benchmark of a custom LSTM, except that with `at_once` the
+# inputs of all steps are multiplied and normalized together. eps is the default, 1e-5. The cell's
+# bias is given to layer_norm, which adds it in passing.
+
+
+def _normalized(
+    x: torch.Tensor, weight: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    return functional.layer_norm(functional.linear(x, weight), gain.shape, gain, bias)
+
+
+def _lstm(
+    x: torch.Tensor, parameters: list[torch.Tensor], at_once: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    w_ih, w_hh, b_ih, b_hh, g_ih, g_hh, g_c, b_c = parameters
+    h = torch.zeros([x.size(1), w_hh.size(1)])
+    c = torch.zeros([x.size(1), w_hh.size(1)])
+    inputs = _normalized(x, w_ih, g_ih, b_ih) if at_once else x
+    outputs: list[torch.Tensor] = []
+    for x_t in inputs.unbind(0):
+        a_t = x_t if at_once else _normalized(x_t, w_ih, g_ih, b_ih)
+        i, f, g, o = (a_t + _normalized(h, w_hh, g_hh, b_hh)).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(functional.layer_norm(c, g_c.shape, g_c, b_c))
+        outputs.append(h)
+    return torch.stack(outputs), h, c
+
+
+def _normalized_parts(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    gain: torch.Tensor,
+    gain_n: torch.Tensor,
+) -> torch.Tensor:
+    """Gates r and z normalized together, n on its own."""
+    n = gain.size(0)
+    a = functional.linear(x, weight)
+    rz = functional.layer_norm(a[..., :n], gain.shape, gain, bias[:n])
+    return torch.cat([rz, functional.layer_norm(a[..., n:], gain_n.shape, gain_n, bias[n:])], -1)
+
+
+def _gru(
+    x: torch.Tensor, parameters: list[torch.Tensor], at_once: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    w_ih, w_hh, b_ih, b_hh, g_ih, g_hh, g_in, g_hn = parameters
+    h = torch.zeros([x.size(1), w_hh.size(1)])
+    inputs = _normalized_parts(x, w_ih, b_ih, g_ih, g_in) if at_once else x
+    outputs: list[torch.Tensor] = []
+    for x_t in inputs.unbind(0):
+        a_t = x_t if at_once else _normalized_parts(x_t, w_ih, b_ih, g_ih, g_in)
+        ar, az, an = a_t.chunk(3, 1)
+        ur, uz, un = _normalized_parts(h, w_hh, b_hh, g_hh, g_hn).chunk(3, 1)
+        z = torch.sigmoid(az + uz)
+        n = torch.tanh(an + torch.sigmoid(ar + ur) * un)
+        h = n + z * (h - n)
+        outputs.append(h)
+    return torch.stack(outputs), h
+
+
+SCRIPTS: dict[str, Any] = {"lstm": _lstm, "gru": _gru}
