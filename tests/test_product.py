@@ -41,3 +41,57 @@ def test_a_row_has_the_same_bits_anywhere(dtype, rng):
                             expected = np.empty((33, N), dtype)
                             kernel.product(a, packed, expected, 1)
                         np.testing.assert_array_equal(out, expected[first : first + n])
+
+
+GRADIENTS = [(1, 1, 1), (7, 3, 33), (100, 13, 50), (511, 48, 49), (513, 49, 96), (1100, 97, 5)]
+GRADIENTS += [(0, 3, 4), (5, 1, 200), (1024, 6, 97)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("level", _kernels.available_levels())
+def test_add_gradient(level, dtype, rng):
+    """Of column parts of wider arrays; what is outside them and of out's rows stays."""
+    kernel = _kernels.load("product", level)
+    for K, M, N in GRADIENTS:
+        wide_a, wide_b = np.full((2, K, M + N + 3), np.nan, dtype)
+        a, b = wide_a[:, 2 : 2 + M], wide_b[:, 1 : 1 + N]
+        a[...], b[...] = rng.standard_normal((K, M)), rng.standard_normal((K, N))
+        start = rng.standard_normal((M, N)).astype(dtype)
+        expected = start + a.T.astype(np.longdouble) @ b.astype(np.longdouble)
+        bound = np.abs(start) + np.abs(a.T) @ np.abs(b)
+        bound = np.finfo(dtype).eps * bound * (1 + min(K, 512) / 8)
+        first = None
+        for n_threads in (1, 2, 3, 4):
+            memory = np.full((M + 2, N), 7, dtype)
+            out = memory[1:-1]
+            out[...] = start
+            kernel.add_gradient(a, b, out, n_threads)
+            assert (np.abs(out - expected) <= bound).all(), (K, M, N)
+            assert (memory[[0, -1]] == 7).all()
+            first = out if first is None else first
+            np.testing.assert_array_equal(out, first)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_add_gradient_has_the_same_bits_at_every_level(dtype, rng):
+    levels = [level for level in _kernels.available_levels() if level != "baseline"]
+    for K, M, N in GRADIENTS:
+        a, b = rng.standard_normal((K, M)).astype(dtype), rng.standard_normal((K, N)).astype(dtype)
+        outs = []
+        for level in levels:
+            outs.append(np.ones((M, N), dtype))
+            _kernels.load("product", level).add_gradient(a, b, outs[-1], 2)
+        for out in outs:
+            np.testing.assert_array_equal(out, outs[0])
+
+
+def test_what_is_not_finite_stays_in_its_column_of_a_gradient(rng):
+    a, b = rng.standard_normal((600, 50)), rng.standard_normal((600, 40))
+    a[3, 7], b[590, 9] = np.nan, np.inf
+    out = np.zeros((50, 40))
+    _kernels.product.add_gradient(a, b, out, 1)
+    finite = np.isfinite(out)
+    assert not finite[7].any()
+    assert not finite[:, 9].any()
+    finite[7] = finite[:, 9] = True
+    assert finite.all()

@@ -25,10 +25,12 @@ import numpy as np
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from cython.parallel cimport parallel, threadid
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, strcmp
 
 from normlib._kernels.arrays cimport address, dim, is_plain, is_single
-from normlib._kernels.norm_rows cimport NormBackward, NormForward
+from normlib._kernels.norm_rows cimport (
+    BACKWARD_DOUBLE, BACKWARD_FLOAT, FORWARD_DOUBLE, FORWARD_FLOAT, NormBackward, NormForward,
+)
 from normlib._kernels.recurrent_cells cimport (
     candidate, gru_backward, gru_candidate_backward, gru_candidate_forward, gru_forward,
     gru_reset_backward, gru_reset_forward, lstm_backward, lstm_forward, vanilla_backward,
@@ -237,13 +239,20 @@ cdef void set_slab(Slab *slab, object array, Extent extent) noexcept:
     slab.row_bytes = 0 if array is None else cnp.PyArray_STRIDE(array, 0)
 
 
-cdef void *function_of(object capsule) except? NULL:
+cdef void *function_of(object capsule, const char *signature) except? NULL:
+    cdef const char *name
     if capsule is None:
         return NULL
-    return PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule))
+    name = PyCapsule_GetName(capsule)
+    if name == NULL or strcmp(name, signature) != 0:
+        got = "no name" if name == NULL else (<bytes>name).decode()
+        raise TypeError(
+            f"the capsule of a row function must be named {signature.decode()!r}, as the function "
+            f"is declared; got {got!r}")
+    return PyCapsule_GetPointer(capsule, name)
 
 
-cdef int set_norm(Norm *norm, object site, bint training) except -1:
+cdef int set_norm(Norm *norm, object site, bint training, bint single) except -1:
     """Read the tuple that ``Plan.forward`` describes."""
     cdef int k
     norm.backward = NULL
@@ -251,7 +260,7 @@ cdef int set_norm(Norm *norm, object site, bint training) except -1:
     norm.cache = NULL
     norm.cache_size = 0
     forward, backward, features, parameters, eps, cache = site
-    norm.forward = <NormForward>function_of(forward)
+    norm.forward = <NormForward>function_of(forward, FORWARD_FLOAT if single else FORWARD_DOUBLE)
     norm.features = features
     norm.eps = eps
     norm.n_parameters = len(parameters)
@@ -266,7 +275,8 @@ cdef int set_norm(Norm *norm, object site, bint training) except -1:
             norm.step_bytes[k] = cnp.PyArray_STRIDE(array, 0)
             norm.n_steps = max(norm.n_steps, dim(array, 0))
     if training:
-        norm.backward = <NormBackward>function_of(backward)
+        norm.backward = <NormBackward>function_of(
+            backward, BACKWARD_FLOAT if single else BACKWARD_DOUBLE)
         norm.cache = <double *>address(cache)
         norm.cache_size = 0 if cache is None else dim(cache, 1)
     return 0
@@ -307,8 +317,8 @@ cdef class Plan:
     """The weights and biases of one layer in one direction, packed; it never changes.
 
     Parameters: the kind of cell; weight_ih (GH, I), weight_hh (GH, H), bias_ih, bias_hh (GH,),
-    which are copied; and the merged bias as the cell's row functions take it. ``backward`` tells
-    for which pass it is.
+    which nobody may change; and the merged bias as the cell's row functions take it. ``backward``
+    tells for which pass it is.
     """
 
     cdef Run base
@@ -332,7 +342,7 @@ cdef class Plan:
             self.kept.append(pack(weight_hh, &self.base.hidden[1], cut, rows, not backward))
         if not backward:
             self.kept.append(pack(weight_ih, &self.base.input, 0, rows, True))
-            self.copies = [a.copy() for a in (weight_ih, weight_hh, bias_ih, bias_hh)]
+            self.copies = (weight_ih, weight_hh, bias_ih, bias_hh)
 
     def fits(self, weight_ih, weight_hh, bias_ih, bias_hh):
         """Whether it was made of these values."""
@@ -356,7 +366,7 @@ cdef class Plan:
         run.scratch = <char *>address(scratch)
         run.scratch_bytes = cnp.PyArray_STRIDE(scratch, 0)
         for k in range(len(sites)):
-            set_norm(&run.norms[k], sites[k], training)
+            set_norm(&run.norms[k], sites[k], training, run.single)
         return 0
 
     def forward(self, x, starts, counts, Py_ssize_t first, Py_ssize_t stop,
@@ -449,7 +459,7 @@ cdef class Plan:
         run.columns = False
         cdef int k
         for k in range(len(sites)):
-            set_norm(&run.norms[k], sites[k], False)
+            set_norm(&run.norms[k], sites[k], False, run.single)
         set_slab(&run.x, x, EVERY_STEP)
         set_slab(&run.h, y, EVERY_STEP)
         run.initial_h = address(h_initial)

@@ -325,10 +325,14 @@ class Normalizer(abc.ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        own = vars(cls)
-        if "row_functions" not in own and any(name in own for name in ROW_METHODS):
-            # What was inherited computes another function than this class.
-            cls.row_functions = Normalizer.row_functions  # type: ignore[method-assign]
+        for base in cls.__mro__:
+            own = vars(base)
+            if "row_functions" in own:
+                break
+            if any(name in own for name in ROW_METHODS):
+                # What was inherited computes another function than this class.
+                cls.row_functions = Normalizer.row_functions  # type: ignore[method-assign]
+                break
 
     # ---- helpers for subclasses -------------------------------------------------------------
 

@@ -167,9 +167,15 @@ class Direction:
         """
         if not isinstance(self._row_functions(training=True), str):
             frozen = {name: freeze(normalizer) for name, normalizer in self.normalizers.items()}
-            functions = fused.row_functions(frozen, training=True)
+            functions = fused.row_functions(self.cell, self.dtype, frozen, training=True)
             assert not isinstance(functions, str)
-            return self._fused.forward(rows, state, schedule, self._weights(), functions, frozen)
+            try:
+                return self._fused.forward(
+                    rows, state, schedule, self._weights(), functions, frozen
+                )
+            except Exception as error:
+                error.add_note(f"in {self}")
+                raise
         normalize = Training(self.normalizers, self.suffix)
         saved = self._buffers(schedule, every_step=True)
         final = self._run(rows, state, schedule, saved, normalize)
@@ -273,7 +279,7 @@ class Direction:
     def _row_functions(self, *, training: bool) -> dict[str, RowFunctions] | str:
         if not self.may_fuse:
             return "asked to go step by step"
-        return fused.row_functions(self.normalizers, training=training)
+        return fused.row_functions(self.cell, self.dtype, self.normalizers, training=training)
 
     def _weights(self) -> tuple[Array, Array, Array, Array]:
         weight_ih, weight_hh, bias_ih, bias_hh = self.parameters.values()

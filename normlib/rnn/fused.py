@@ -35,8 +35,13 @@ __all__ = ["Cache", "Fused", "row_functions"]
 Array: TypeAlias = npt.NDArray[Any]
 State: TypeAlias = tuple[Array, ...]
 
-# Multiply-adds of one call of a kernel: a tenth of a second on one core.
+# Multiply-adds of one call of a kernel: a tenth of a second on one core. What else a step does
+# counts as so many: a row of any size, each of its gates' elements, and reading the weights, which
+# takes as long as so many rows.
 CALL_PRODUCTS = 1 << 32
+ROW_PRODUCTS = 1 << 14
+ELEMENT_PRODUCTS = 128
+WEIGHT_ROWS = 16
 # Multiply-adds that are worth a second thread: of a call, and of a step where threads meet at each.
 SHARED_PRODUCTS = 1 << 22
 SHARED_STEP_PRODUCTS = 1 << 17
@@ -44,28 +49,34 @@ SHARED_STEP_PRODUCTS = 1 << 17
 FEW_ROWS = 4
 # Rows of all steps of one call backward: enough for products of their gradients, few for the cache.
 BACKWARD_ROWS = 1024
+# The number of a step past every parameter's last row, and far from the end of a C integer.
+LAST_STEP = sys.maxsize >> 1
 # Elements of a thread's scratch, as a multiple of H.
 SCRATCH = 14
 
 
 def row_functions(
-    normalizers: Mapping[str, Normalizer], *, training: bool
+    cell: Cell, dtype: np.dtype[Any], normalizers: Mapping[str, Normalizer], *, training: bool
 ) -> dict[str, RowFunctions] | str:
-    """Return the row functions of all normalizers, or why there are not all."""
+    """Return the row functions of the normalizers at a cell's sites, or why there are not all."""
     functions = {}
-    for name, normalizer in normalizers.items():
+    for site, (name, normalizer) in zip(cell.sites, normalizers.items(), strict=True):
+        kind = type(normalizer).__name__
+        if (normalizer.features, normalizer.dtype) != (site.gates * cell.hidden_size, dtype):
+            return f"{kind} at {name} has other features, or another dtype, than it was made with"
         rows = normalizer.row_functions(training=training)
         own = vars(normalizer)
         if rows is None or any(method in own for method in ROW_METHODS):
-            kind = type(normalizer).__name__
             return f"{kind} at {name} has no compiled row functions"
+        if training and (rows.forward is None) != (rows.backward is None):
+            return f"{kind} at {name} has no compiled row functions for both forward and backward"
         for array, key in zip(rows.parameters, rows.names, strict=True):
             if array is None:
                 continue
             if (
                 type(array) is not np.ndarray
                 or array.dtype != normalizer.dtype
-                or (key is not None and array.shape[-1:] != (normalizer.features,))
+                or (key is not None and array.shape != (normalizer.features,))
                 or array.ndim not in (1, 2)
                 or not (array.flags.c_contiguous and array.flags.aligned)
                 or not array.size
@@ -148,6 +159,7 @@ class Fused:
             rows_of.site(normalizers[name].features, normalizers[name].eps, None)
             for name, rows_of in functions.items()
         )
+        step = min(step, LAST_STEP)
         self._forward(self._plan_for(weights), rows, state, schedule, saved, sites, step, False)
         return h, (schedule.last(h, state[0]), *state[1:])
 
@@ -162,9 +174,10 @@ class Fused:
         """Run one time step of arguments as a user passed them; None unless they are plain."""
         quick = self._quick
         if quick is None or not kernels.unchanged(quick.owners):
-            quick = self._quick = _Quick.of(normalizers)
+            quick = self._quick = _Quick.of(self.cell, self.dtype, normalizers)
             if quick is None:
                 return None
+        number = min(number, LAST_STEP)
         return self._plan_for(weights).step(x, state, quick.sites, number, self._most_rows)
 
     def forward(
@@ -230,7 +243,7 @@ class Fused:
         """
         cell, schedule, saved = self.cell, cache.schedule, cache.saved
         size, n_rows = cell.hidden_size, len(dstate[0])
-        functions = row_functions(cache.normalizers, training=True)
+        functions = row_functions(cell, self.dtype, cache.normalizers, training=True)
         assert not isinstance(functions, str)
         d_state = np.zeros((n_rows, size), self.dtype) if self.gru else None
         d_gates = self._empty(n_rows, 2) if self.classic else None
@@ -323,8 +336,11 @@ class Fused:
         """Return the packed weights: those of the last call if the values are still the same."""
         plan = self._plan
         if plan is None or not plan.fits(*weights):
-            bias = self.cell.merge_biases(weights[2], weights[3])
-            plan = self._plan = kernels.Plan(self.kind, *weights, bias, False)
+            # Copies: another thread may change the weights meanwhile, and then these do not fit.
+            weight_ih, weight_hh, bias_ih, bias_hh = (array.copy() for array in weights)
+            bias = self.cell.merge_biases(bias_ih, bias_hh)
+            plan = kernels.Plan(self.kind, weight_ih, weight_hh, bias_ih, bias_hh, bias, False)
+            self._plan = plan
         return plan
 
     def _allocate(self, rows: int, sizes: Mapping[str, int]) -> dict[str, Array]:
@@ -346,12 +362,21 @@ class Fused:
         gates = self.cell.gates * self.cell.hidden_size
         return n_rows * gates * (self.input_size + self.cell.hidden_size)
 
+    def _step_work(self, n_rows: int) -> int:
+        """What one time step takes, in multiply-adds: no less, if threads do not share it."""
+        elements = n_rows * self.cell.gates * self.cell.hidden_size
+        return (
+            self._step_products(max(n_rows, WEIGHT_ROWS))
+            + elements * ELEMENT_PRODUCTS
+            + n_rows * ROW_PRODUCTS
+        )
+
     def _parts(
         self, schedule: Schedule, n_rows: int, most_rows: int = sys.maxsize
     ) -> Iterator[tuple[int, int]]:
         """Yield first and last + 1 of the time steps of each call, of about most_rows at most."""
         n_steps = len(schedule.counts_array)
-        length = CALL_PRODUCTS // max(1, self._step_products(n_rows))
+        length = CALL_PRODUCTS // self._step_work(n_rows)
         length = max(1, min(length, most_rows // max(1, n_rows)))
         for first in range(0, n_steps, length):
             yield first, min(first + length, n_steps)
@@ -377,8 +402,10 @@ class _Quick(NamedTuple):
     owners: tuple[tuple[Normalizer, float, int, tuple[Array, ...]], ...]
 
     @classmethod
-    def of(cls, normalizers: Mapping[str, Normalizer]) -> "_Quick | None":
-        functions = row_functions(normalizers, training=False)
+    def of(
+        cls, cell: Cell, dtype: np.dtype[Any], normalizers: Mapping[str, Normalizer]
+    ) -> "_Quick | None":
+        functions = row_functions(cell, dtype, normalizers, training=False)
         if isinstance(functions, str):
             return None
         sites, owners = [], []
