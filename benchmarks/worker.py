@@ -27,6 +27,9 @@ VARIABLES = (
     "NUMBA_NUM_THREADS",
     "NPROC",
 )
+# Threads of OpenBLAS spin for 2**26 ticks of a clock after a product, longer than contestants rest:
+# they would take cores from the next one.
+CALM = {"OPENBLAS_THREAD_TIMEOUT": "20"}
 
 
 def measure(
@@ -115,8 +118,9 @@ def _measure(case: Case, n_threads: int, budget: float, offset: int) -> Result:
 @contextmanager
 def worker(names: Sequence[str], n_threads: int, offset: int = 0) -> Iterator[Worker]:
     """A process in which these contestants have so many threads."""
-    before = {name: os.environ.get(name) for name in VARIABLES}
-    os.environ.update({name: str(n_threads) for name in VARIABLES})
+    variables = dict.fromkeys(VARIABLES, str(n_threads)) | CALM
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     pool = ProcessPoolExecutor(
         1, multiprocessing.get_context("spawn"), initializer=_start, initargs=(names, n_threads)
     )

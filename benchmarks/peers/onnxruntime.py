@@ -87,6 +87,7 @@ class OnnxRuntime(Peer):
             outputs,
             constants=constants,
             epsilon=None,
+            rest=True,
             hidden_size=i.sizes[1],
             **attributes,
         )
@@ -106,6 +107,7 @@ class OnnxRuntime(Peer):
         constants: Mapping[str, Array] | None = None,
         domain: str = "",
         epsilon: float | None = EPS,
+        rest: bool = False,  # threads stop to spin after a run, which matters only to the next one
         opset: int = 17,  # that all recent versions read, as they do the format below
         **attributes: Any,
     ) -> Run:
@@ -126,6 +128,7 @@ class OnnxRuntime(Peer):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.n_threads
         options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.force_spinning_stop", str(int(rest)))
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
