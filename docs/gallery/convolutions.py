@@ -60,12 +60,9 @@ from experiments.network import (
 )
 from experiments.training import train
 
-import normlib
 from normlib.demo.data import Images
 
-NORMS = ["noop", "batch", "layer"]
-if hasattr(normlib, "group_norm_forward"):
-    NORMS.append("group")
+NORMS = ["noop", "batch", "layer", "group"]
 BATCH = 64
 
 
