@@ -350,7 +350,9 @@ def check(case: Case, got: Sequence[Array], oracle: Sequence[Array]) -> str | No
             return f"output {place} has shape {array.shape}, not {right.shape}"
         if array.dtype != case.dtype:
             return f"output {place} has dtype {array.dtype}, not {case.dtype}"
-        error = np.max(np.abs(array.reshape(right.shape) - right)) / np.max(np.abs(right))
+        error, largest = np.max(np.abs(array.reshape(right.shape) - right)), np.max(np.abs(right))
+        if largest > 0:  # a gradient may be zero throughout
+            error /= largest
         if not error <= case.operation.tolerances[case.dtype]:  # NaN too
             return f"output {place} is off by {error:.1e} of its largest value"
     return None
