@@ -24,6 +24,7 @@ from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.halves cimport (
     Halves, is_plain_half, new_scratch, streams, vec_narrow_halves, vec_widen_halves,
 )
+from normlib._kernels.lines cimport MAX_HELD, Lines, close_lines, no_lines, open_lines, pass_lines
 from normlib._kernels.norm_rows cimport NormForward, forward_capsule
 from normlib._kernels.plain cimport (
     apart, is_eps, is_input, is_like, is_output, is_pair, is_parameter,
@@ -218,15 +219,28 @@ cdef void forward_part(const vreal *x, const vreal *gain, const vreal *bias, vre
     cdef Py_ssize_t n_groups = (n_rows + group - 1) // group
     cdef Py_ssize_t first = n_groups * part // n_parts * group
     cdef Py_ssize_t stop = min(n_groups * (part + 1) // n_parts * group, n_rows)
-    cdef bint stream = (n_rows * n >= STREAM_FLOATS and n % (4 * lanes(x)) == 0
-                        and to_boundary(y) == 0)
+    cdef bint large = n_rows * n >= STREAM_FLOATS
+    cdef bint stream = large and n % (4 * lanes(x)) == 0 and to_boundary(y) == 0
+    cdef bint by_lines = large and not stream and n <= GROUP_FLOATS
+    cdef double memory[GROUP_FLOATS + 2 * MAX_HELD]
+    cdef vreal *buffer = at_out(<vreal *>memory, to_boundary(<vreal *>memory))
+    cdef vreal *target
+    cdef Lines lines
+    cdef Py_ssize_t count
+    no_lines(&lines)
+    if by_lines:
+        open_lines(&lines, at_out(y, first * n))
     while first < stop:
-        forward_group(
-            at(x, first * n), gain, bias, at_out(y, first * n),
-            NULL if mean == NULL else mean + first, NULL if rstd == NULL else rstd + first,
-            min(group, stop - first), n, eps, stream)
-        first += group
-    if stream:
+        count = min(group, stop - first)
+        target = at_out(buffer, lines.held) if by_lines else at_out(y, first * n)
+        forward_group(at(x, first * n), gain, bias, target, NULL if mean == NULL else mean + first,
+                      NULL if rstd == NULL else rstd + first, count, n, eps, stream)
+        if by_lines:
+            pass_lines(&lines, buffer, count * n, at(x, (first + count) * n))
+        first += count
+    if by_lines:
+        close_lines(&lines, buffer)
+    elif stream:
         vec_fence()
 
 
