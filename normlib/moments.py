@@ -131,8 +131,10 @@ class Moments:
             self.count, self.mean, self.var = count, mean.copy(), var.copy()
             return
         total = self.count + count
-        delta = mean - self.mean
         weight = count / total
-        self.mean = self.mean + delta * weight
-        self.var = self.var + (var - self.var) * weight + delta**2 * (weight * (1 - weight))
+        with np.errstate(all="ignore"):  # NaN and Inf are as silent as in moments()
+            delta = mean - self.mean
+            spread = delta**2 * (weight * (1 - weight))
+            self.mean = self.mean + delta * weight
+            self.var = self.var + (var - self.var) * weight + spread
         self.count = total

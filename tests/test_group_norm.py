@@ -329,3 +329,15 @@ def test_large_samples_with_channels_last(cpu_level, n_threads, dtype, kind, gro
     assert np.isnan(with_nan[1, ..., : 6 // groups]).all()
     assert np.isfinite(with_nan[1, ..., 6 // groups :]).all()
     assert np.isnan(with_nan[2, ..., -6 // groups :]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_of_nan_inf_and_overflow_are_silent(dtype, rng):
+    x = rng.standard_normal((1, 2, 2)).astype(dtype)
+    gain = np.ones(2, dtype)
+    largest = np.finfo(dtype).max
+    with np.errstate(all="raise"):
+        _, mean, rstd = normlib.group_norm_forward(x, 1, gain)
+        dy = np.array([[[np.inf, -np.inf], [largest, largest]]], dtype)
+        _, _, dbias = normlib.group_norm_backward(dy, x, 1, mean, rstd, gain)
+    np.testing.assert_array_equal(dbias, np.array([np.nan, np.inf], dtype))

@@ -276,8 +276,8 @@ def _group_norm_backward(
         view.flatten(dy), seen, view.groups, gains, mean, rstd, dx, dgain, dbias, partial,
         threads_for(x.size),
     )  # fmt: skip
-    sums = [total.reshape(view.channels, -1).sum(1) for total in (dgain, dbias)]
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
+        sums = [total.reshape(view.channels, -1).sum(1) for total in (dgain, dbias)]
         dgain, dbias = (total.astype(x.dtype) for total in sums)
     return view.restore(dx, x), None if gain is None else dgain, dbias
 

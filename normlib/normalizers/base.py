@@ -386,9 +386,10 @@ class Normalizer(abc.ABC):
             The normalized values.
         """
         gain = self.parameters.get("gain")
-        y = xhat.copy() if gain is None else xhat * gain
-        if "bias" in self.parameters:
-            y += self.parameters["bias"]
+        with np.errstate(all="ignore"):  # NaN and Inf are as silent as in compiled normalizers
+            y = xhat.copy() if gain is None else xhat * gain
+            if "bias" in self.parameters:
+                y += self.parameters["bias"]
         return y
 
     def affine_backward(self, dy: npt.ArrayLike, xhat: Array) -> tuple[Array, dict[str, Array]]:
@@ -422,11 +423,12 @@ class Normalizer(abc.ABC):
         rows = tuple(range(dy.ndim - 1))
         gain = self.parameters.get("gain")
         sums: dict[str, Any] = {}
-        if gain is not None:
-            sums["gain"] = np.sum(dy * xhat, axis=rows, dtype=np.float64)
-        if "bias" in self.parameters:
-            sums["bias"] = np.sum(dy, axis=rows, dtype=np.float64)
-        dxhat = dy.copy() if gain is None else dy * gain
+        with np.errstate(all="ignore"):
+            if gain is not None:
+                sums["gain"] = np.sum(dy * xhat, axis=rows, dtype=np.float64)
+            if "bias" in self.parameters:
+                sums["bias"] = np.sum(dy, axis=rows, dtype=np.float64)
+            dxhat = dy.copy() if gain is None else dy * gain
         return dxhat, {key: as_dtype(total, self.dtype) for key, total in sums.items()}
 
     def check_gradient(self, dy: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
