@@ -490,6 +490,8 @@ def test_loaded_state_is_cast():
         ({"bias": np.zeros(3, complex)}, DTypeError, "bias must be castable to float32"),
         ({"num_batches": np.zeros(1)}, DTypeError, "num_batches must be castable to int64"),
         ({"bias": ["a", "b", "c"]}, DTypeError, "bias must be castable"),
+        ({"bias": np.ma.zeros(3)}, DTypeError, "bias must be a plain array; got a masked one"),
+        ({"beta": 0, 1: 0}, StateError, r"unexpected: \[1, 'beta'\]"),
     ],
 )
 def test_loading_is_all_or_nothing(change, error, message):
@@ -501,6 +503,12 @@ def test_loading_is_all_or_nothing(change, error, message):
         norm.load_state_dict(state)
     for key, array in norm.state_dict().items():
         np.testing.assert_array_equal(array, before[key])
+
+
+@pytest.mark.parametrize("state", [None, 3, [("gain", np.ones(3))]])
+def test_a_state_is_a_mapping(state):
+    with pytest.raises(StateError, match="a state must be a mapping of names to arrays"):
+        LayerNorm(3).load_state_dict(state)
 
 
 # ---- the base class, for those who derive from it -----------------------------------------------

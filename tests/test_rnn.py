@@ -308,6 +308,7 @@ def test_full_lengths_are_no_lengths(norm):
         ([True] * N, errors.DTypeError, "lengths must be integers; got dtype bool"),
         ([1, 2, 6, 4], errors.ParameterError, "between 0 and T = 5; got 6 for row 2"),
         ([1, -1, 5, 4], errors.ParameterError, "between 0 and T = 5; got -1 for row 1"),
+        (np.uint64([1, 2**63, 5, 4]), errors.ParameterError, f"got {2**63} for row 1"),
     ],
 )
 def test_lengths_are_checked(lengths, error, message):

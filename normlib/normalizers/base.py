@@ -517,15 +517,20 @@ class Normalizer(abc.ABC):
         Raises
         ------
         StateError
-            If names are missing or unexpected (a ``ValueError``).
+            If names are missing or unexpected, or it is no mapping (a ``ValueError``).
         ShapeError
             If an array has another shape.
         DTypeError
-            If an array is of another kind, such as complex.
+            If an array is of another kind, such as complex, or a masked one.
         """
+        if not isinstance(state, Mapping):
+            raise StateError(
+                "a state must be a mapping of names to arrays, as state_dict returns it; got "
+                f"{type(state).__name__}"
+            )
         own = self._state()
         missing = sorted(own.keys() - state.keys())
-        unexpected = sorted(state.keys() - own.keys())
+        unexpected = sorted(state.keys() - own.keys(), key=str)
         if missing or unexpected:
             raise StateError(
                 f"state must have exactly the entries {sorted(own)}; "
