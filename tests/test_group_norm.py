@@ -323,6 +323,13 @@ def test_large_samples_with_channels_last(cpu_level, n_threads, dtype, kind, gro
             result = normlib.group_norm(given, groups, *affine, channel_axis=-1, out=out)
             assert result is out
             np.testing.assert_array_equal(out, y)
+    for rows in (slice(None, None, 2), slice(None, None, -1), [2, 0]):
+        some = normlib.group_norm(x[rows], groups, *affine, channel_axis=-1)
+        np.testing.assert_array_equal(some, y[rows])
+    reordered = np.asfortranarray(x)
+    np.testing.assert_array_equal(
+        normlib.group_norm(reordered, groups, *affine, channel_axis=-1), y
+    )
     x[1, 3, 3, 0], x[2, 0, 0, 5] = np.nan, np.inf
     with_nan = normlib.group_norm(x, groups, *affine, channel_axis=-1)
     np.testing.assert_array_equal(with_nan[0], y[0])
