@@ -268,6 +268,13 @@ def test_check_of_a_script_that_exits(own, capsys):
     assert "cannot import 'own_norm': SystemExit: 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["json", "sys"])
+def test_check_of_a_file_named_like_another_module(own, capsys, name):
+    own.rename(own.parent / f"{name}.py")
+    assert main(["check", f"{name}.py:Good"]) == 2
+    assert f"there is another module '{name}' already, from " in capsys.readouterr().err
+
+
 def test_json_stays_whole_where_the_normalizer_prints(own, capsys):
     lines = ["class Loud(Good):", "    def __init__(self, *a, **k):", "        print('made')"]
     lines += ["        super().__init__(*a, **k)", "print('imported')"]

@@ -135,16 +135,24 @@ def _find(text: str) -> NormalizerLike:
 
 
 def _module(place: str) -> Any:
-    name = place
+    name, path = place, ""
     if place.endswith(".py"):
-        folder, file = os.path.split(os.path.abspath(place))
+        path = os.path.realpath(place)
+        folder, file = os.path.split(path)
         sys.path.insert(0, folder)
         name = file.removesuffix(".py")
     else:
         sys.path.insert(0, os.getcwd())
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     except (Exception, SystemExit) as error:  # a script may end by sys.exit
         raise _NotFoundError(f"cannot import {place!r}: {type(error).__name__}: {error}") from None
     finally:
         del sys.path[0]
+    found = getattr(module, "__file__", None) or "Python itself"
+    if path and os.path.realpath(found) != path:
+        raise _NotFoundError(
+            f"cannot import {place!r}: there is another module {name!r} already, from {found}. "
+            "Rename the file"
+        )
+    return module
