@@ -537,6 +537,15 @@ def test_parameters_are_live():
     assert "norm_c_l0.gain" in repr(rnn.parameters)
 
 
+def test_normalizers_cannot_be_replaced():
+    rnn = normlib.RNN(2, 3, rng=0)
+    with pytest.raises(TypeError, match=r"normalizers are fixed by the model .* got 'norm_c_l0'"):
+        rnn.normalizers["norm_c_l0"] = normlib.NoOp(3)
+    assert list(rnn.normalizers) == ["norm_ih_l0", "norm_hh_l0", "norm_c_l0"]
+    assert len(rnn.normalizers) == 3
+    assert repr(rnn.normalizers).startswith("{'norm_ih_l0': LayerNorm(features=12, ")
+
+
 @every_cell
 @every_norm
 def test_state_dict_round_trip(cell, norm):
