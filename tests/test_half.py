@@ -230,3 +230,17 @@ def test_moments_are_those_of_the_widened(cpu_level, dtype, rng):
     seen.update(x)
     np.testing.assert_array_equal(seen.mean, normlib.moments(x, (0, 1))[0])
     assert np.isnan(normlib.moments(x[:0], 0)[0]).all()
+
+
+@ids
+@pytest.mark.parametrize("name", ["layer", "batch", "rms", "group", "instance", "noop"])
+def test_normalizers_cast_halves_to_their_dtype(dtype, name, rng):
+    x, dy = rng.standard_normal((2, 5, 8)).astype(dtype)
+    results = []
+    for given, gradient in ((x, dy), (x.astype(np.float32), dy.astype(np.float32))):
+        norm = normlib.create(name, 8)
+        y, cache = norm.forward(given)
+        dx, grads = norm.backward(gradient, cache)
+        results.append([norm(given), y, dx, *grads.values()])
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_array_equal(actual, expected, strict=True)

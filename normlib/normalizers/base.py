@@ -91,7 +91,7 @@ class Normalizer(abc.ABC):
     eps : float, default 1e-5
         Added to the variance, inside the square root. 0 is allowed.
     dtype : {"float32", "float64"}, default "float32"
-        Dtype of the parameters and of every result. Input may be either, and is cast to it.
+        Dtype of the parameters and of every result. Input may be of any floats, and is cast to it.
 
     Attributes
     ----------
@@ -192,7 +192,7 @@ class Normalizer(abc.ABC):
         Parameters
         ----------
         x : array_like, shape (..., F)
-            Values in float32 or float64.
+            Values in float32, float64 or a half type, which are cast to the own dtype.
         step : int, default 0
             The time step, for normalizers that keep statistics for each.
         out : ndarray, optional
@@ -208,7 +208,7 @@ class Normalizer(abc.ABC):
         ShapeError
             If the last axis of `x` is not F, or `out` has another shape than `x`.
         DTypeError
-            If `x` is neither float32 nor float64, or `out` has another dtype than the normalizer.
+            If `x` is not of floats, or `out` has another dtype than the normalizer.
         ParameterError
             If `step` is not an integer of at least 0.
         """
@@ -229,7 +229,7 @@ class Normalizer(abc.ABC):
         Parameters
         ----------
         x : array_like, shape (..., F)
-            Values in float32 or float64.
+            Values in float32, float64 or a half type, which are cast to the own dtype.
         step : int, default 0
             The time step, for normalizers that keep statistics for each.
         mask : ndarray of bool, shape (...), optional
@@ -278,7 +278,7 @@ class Normalizer(abc.ABC):
         ShapeError
             If `dy` does not have the shape of y.
         DTypeError
-            If `dy` is neither float32 nor float64.
+            If `dy` is not of floats.
         ParameterError
             If `cache` is not of this normalizer (a ``ValueError``); the classes of normlib check
             its class, dtype and features.
@@ -293,7 +293,7 @@ class Normalizer(abc.ABC):
         Parameters
         ----------
         x : array_like, shape (..., F)
-            Values in float32 or float64.
+            Values in float32, float64 or a half type, which are cast to the own dtype.
         step : int, default 0
             The time step.
 
@@ -417,7 +417,7 @@ class Normalizer(abc.ABC):
         ShapeError
             If `dy` does not have the shape of `xhat`.
         DTypeError
-            If `dy` is neither float32 nor float64.
+            If `dy` is not of floats.
         """
         dy = self.check_gradient(dy, xhat.shape)
         rows = tuple(range(dy.ndim - 1))
@@ -439,7 +439,7 @@ class Normalizer(abc.ABC):
         ShapeError
             If `dy` has another shape.
         DTypeError
-            If `dy` is neither float32 nor float64.
+            If `dy` is not of floats.
         """
         return required_like(dy, "dy", shape, self.dtype, "y")
 
