@@ -308,6 +308,7 @@ def test_full_lengths_are_no_lengths(norm):
         ([True] * N, errors.DTypeError, "lengths must be integers; got dtype bool"),
         ([1, 2, 6, 4], errors.ParameterError, "between 0 and T = 5; got 6 for row 2"),
         ([1, -1, 5, 4], errors.ParameterError, "between 0 and T = 5; got -1 for row 1"),
+        (np.uint64([1, 2**63, 5, 4]), errors.ParameterError, f"got {2**63} for row 1"),
     ],
 )
 def test_lengths_are_checked(lengths, error, message):
@@ -534,6 +535,15 @@ def test_parameters_are_live():
     with pytest.raises(TypeError, match="fixed"):
         del rnn.parameters["bias_ih_l0"]
     assert "norm_c_l0.gain" in repr(rnn.parameters)
+
+
+def test_normalizers_cannot_be_replaced():
+    rnn = normlib.RNN(2, 3, rng=0)
+    with pytest.raises(TypeError, match=r"normalizers are fixed by the model .* got 'norm_c_l0'"):
+        rnn.normalizers["norm_c_l0"] = normlib.NoOp(3)
+    assert list(rnn.normalizers) == ["norm_ih_l0", "norm_hh_l0", "norm_c_l0"]
+    assert len(rnn.normalizers) == 3
+    assert repr(rnn.normalizers).startswith("{'norm_ih_l0': LayerNorm(features=12, ")
 
 
 @every_cell

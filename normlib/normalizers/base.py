@@ -91,7 +91,7 @@ class Normalizer(abc.ABC):
     eps : float, default 1e-5
         Added to the variance, inside the square root. 0 is allowed.
     dtype : {"float32", "float64"}, default "float32"
-        Dtype of the parameters and of every result. Input may be either, and is cast to it.
+        Dtype of the parameters and of every result. Input may be of any floats, and is cast to it.
 
     Attributes
     ----------
@@ -192,7 +192,7 @@ class Normalizer(abc.ABC):
         Parameters
         ----------
         x : array_like, shape (..., F)
-            Values in float32 or float64.
+            Values in float32, float64 or a half type, which are cast to the own dtype.
         step : int, default 0
             The time step, for normalizers that keep statistics for each.
         out : ndarray, optional
@@ -208,7 +208,7 @@ class Normalizer(abc.ABC):
         ShapeError
             If the last axis of `x` is not F, or `out` has another shape than `x`.
         DTypeError
-            If `x` is neither float32 nor float64, or `out` has another dtype than the normalizer.
+            If `x` is not of floats, or `out` has another dtype than the normalizer.
         ParameterError
             If `step` is not an integer of at least 0.
         """
@@ -229,7 +229,7 @@ class Normalizer(abc.ABC):
         Parameters
         ----------
         x : array_like, shape (..., F)
-            Values in float32 or float64.
+            Values in float32, float64 or a half type, which are cast to the own dtype.
         step : int, default 0
             The time step, for normalizers that keep statistics for each.
         mask : ndarray of bool, shape (...), optional
@@ -278,7 +278,7 @@ class Normalizer(abc.ABC):
         ShapeError
             If `dy` does not have the shape of y.
         DTypeError
-            If `dy` is neither float32 nor float64.
+            If `dy` is not of floats.
         ParameterError
             If `cache` is not of this normalizer (a ``ValueError``); the classes of normlib check
             its class, dtype and features.
@@ -293,7 +293,7 @@ class Normalizer(abc.ABC):
         Parameters
         ----------
         x : array_like, shape (..., F)
-            Values in float32 or float64.
+            Values in float32, float64 or a half type, which are cast to the own dtype.
         step : int, default 0
             The time step.
 
@@ -386,9 +386,10 @@ class Normalizer(abc.ABC):
             The normalized values.
         """
         gain = self.parameters.get("gain")
-        y = xhat.copy() if gain is None else xhat * gain
-        if "bias" in self.parameters:
-            y += self.parameters["bias"]
+        with np.errstate(all="ignore"):  # NaN and Inf are as silent as in compiled normalizers
+            y = xhat.copy() if gain is None else xhat * gain
+            if "bias" in self.parameters:
+                y += self.parameters["bias"]
         return y
 
     def affine_backward(self, dy: npt.ArrayLike, xhat: Array) -> tuple[Array, dict[str, Array]]:
@@ -416,17 +417,18 @@ class Normalizer(abc.ABC):
         ShapeError
             If `dy` does not have the shape of `xhat`.
         DTypeError
-            If `dy` is neither float32 nor float64.
+            If `dy` is not of floats.
         """
         dy = self.check_gradient(dy, xhat.shape)
         rows = tuple(range(dy.ndim - 1))
         gain = self.parameters.get("gain")
         sums: dict[str, Any] = {}
-        if gain is not None:
-            sums["gain"] = np.sum(dy * xhat, axis=rows, dtype=np.float64)
-        if "bias" in self.parameters:
-            sums["bias"] = np.sum(dy, axis=rows, dtype=np.float64)
-        dxhat = dy.copy() if gain is None else dy * gain
+        with np.errstate(all="ignore"):
+            if gain is not None:
+                sums["gain"] = np.sum(dy * xhat, axis=rows, dtype=np.float64)
+            if "bias" in self.parameters:
+                sums["bias"] = np.sum(dy, axis=rows, dtype=np.float64)
+            dxhat = dy.copy() if gain is None else dy * gain
         return dxhat, {key: as_dtype(total, self.dtype) for key, total in sums.items()}
 
     def check_gradient(self, dy: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
@@ -437,7 +439,7 @@ class Normalizer(abc.ABC):
         ShapeError
             If `dy` has another shape.
         DTypeError
-            If `dy` is neither float32 nor float64.
+            If `dy` is not of floats.
         """
         return required_like(dy, "dy", shape, self.dtype, "y")
 
@@ -515,15 +517,20 @@ class Normalizer(abc.ABC):
         Raises
         ------
         StateError
-            If names are missing or unexpected (a ``ValueError``).
+            If names are missing or unexpected, or it is no mapping (a ``ValueError``).
         ShapeError
             If an array has another shape.
         DTypeError
-            If an array is of another kind, such as complex.
+            If an array is of another kind, such as complex, or a masked one.
         """
+        if not isinstance(state, Mapping):
+            raise StateError(
+                "a state must be a mapping of names to arrays, as state_dict returns it; got "
+                f"{type(state).__name__}"
+            )
         own = self._state()
         missing = sorted(own.keys() - state.keys())
-        unexpected = sorted(state.keys() - own.keys())
+        unexpected = sorted(state.keys() - own.keys(), key=str)
         if missing or unexpected:
             raise StateError(
                 f"state must have exactly the entries {sorted(own)}; "

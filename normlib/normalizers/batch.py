@@ -182,7 +182,7 @@ class BatchNorm(Normalizer):
         x, mean, var, mask, frozen = self.check_cache(cache, _Cache)
         dy = self.check_gradient(dy, x.shape)
         if frozen:
-            with np.errstate(divide="ignore", invalid="ignore"):  # eps = 0 and a variance of 0
+            with np.errstate(all="ignore"):  # eps = 0 and a variance of 0
                 rstd = 1 / np.sqrt(var + self.eps)
                 dxhat, grads = self.affine_backward(dy, (x - mean) * rstd)
                 return as_dtype(dxhat * rstd, self.dtype), grads
@@ -221,5 +221,6 @@ class BatchNorm(Normalizer):
             if weight == 1:
                 running[row] = new
             elif weight > 0:
-                running[row] = (1 - weight) * running[row] + weight * new
+                with np.errstate(all="ignore"):
+                    running[row] = (1 - weight) * running[row] + weight * new
         self.num_batches[row] = count

@@ -99,11 +99,6 @@ def check_lengths(lengths: npt.ArrayLike | None, n_steps: int, n_batch: int) -> 
     """
     if lengths is None:
         return None
-    if isinstance(lengths, np.ma.MaskedArray):
-        raise DTypeError(
-            "lengths must be a plain array; got a masked one. Fill it first, for example with "
-            "lengths.filled(0)"
-        )
     array = as_array(lengths, "lengths")
     if array.shape != (n_batch,):
         raise ShapeError(
@@ -111,13 +106,13 @@ def check_lengths(lengths: npt.ArrayLike | None, n_steps: int, n_batch: int) -> 
         )
     if array.dtype.kind not in "iu" and array.size:
         raise DTypeError(f"lengths must be integers; got dtype {array.dtype}")
-    array = array.astype(np.intp)
     bad = np.flatnonzero((array < 0) | (array > n_steps))
     if bad.size:
         row = int(bad[0])
         raise ParameterError(
             f"lengths must be between 0 and T = {n_steps}; got {array[row]} for row {row}"
         )
+    array = array.astype(np.intp)
     return None if np.all(array == n_steps) else array
 
 

@@ -35,7 +35,7 @@ from normlib.rnn.arguments import (
     check_state,
 )
 from normlib.rnn.direction import Direction
-from normlib.rnn.parameters import Parameters
+from normlib.rnn.parameters import Normalizers, Parameters
 from normlib.rnn.sequence import Schedule
 from normlib.rnn.sites import check_factory, create_normalizer
 
@@ -114,9 +114,10 @@ class RNN:
         copy values into it. Equality compares names and values.
     path : Path
         Which loop over time runs.
-    normalizers : dict of str to Normalizer
-        By site: ``norm_ih_l0``, ``norm_hh_l0``; LSTM ``norm_c_l0``; vanilla ``norm_a_l0`` alone;
-        GRU also ``norm_in_l0``, ``norm_hn_l0``; with suffix ``_reverse`` for the reverse direction.
+    normalizers : mapping of str to Normalizer
+        By site, not to be replaced: ``norm_ih_l0``, ``norm_hh_l0``; LSTM ``norm_c_l0``; vanilla
+        ``norm_a_l0`` alone; GRU also ``norm_in_l0``, ``norm_hn_l0``; with suffix ``_reverse`` for
+        the reverse direction.
 
     Raises
     ------
@@ -226,16 +227,17 @@ class RNN:
             self._directions[first : first + self.num_directions]
             for first in range(0, len(self._directions), self.num_directions)
         ]
-        self.normalizers: dict[str, Normalizer] = {}
+        normalizers: dict[str, Normalizer] = {}
         entries: dict[str, tuple[Any, str]] = {}
         for one in self._directions:
-            self.normalizers.update(one.normalizers)
+            normalizers.update(one.normalizers)
             entries.update({name: (one, name) for name in one.parameters})
             for site, normalizer in one.normalizers.items():
                 entries.update(
                     {f"{site}.{key}": (normalizer, key) for key in normalizer.parameters}
                 )
         self.parameters = Parameters(entries)
+        self.normalizers = Normalizers(normalizers)
 
     @property
     def num_directions(self) -> int:
