@@ -528,7 +528,7 @@ def test_python_threads_infer_while_weights_change(n_threads, columns, share):
 def test_weights_that_change_while_they_are_packed(cell, monkeypatch):
     """The values that later calls compare with are those of which the packed weights are."""
     rnn, x = make(cell, "layer"), np.ones((2, 2, 5), np.float32)
-    merge = type(rnn._cell).merge_biases
+    merge = type(rnn._layers.cell).merge_biases
 
     def slow_merge(*arguments):
         merged = merge(*arguments)
@@ -537,7 +537,7 @@ def test_weights_that_change_while_they_are_packed(cell, monkeypatch):
         return merged
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(rnn._cell), "merge_biases", slow_merge)
+        patch.setattr(type(rnn._layers.cell), "merge_biases", slow_merge)
         rnn(x)
     fresh = make(cell, "layer")
     fresh.load_state_dict(rnn.state_dict())

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from normlib._kernels.buffers import aligned_like
 from normlib.errors import (
     DTypeError,
     DuplicateNormalizerError,
@@ -23,7 +22,7 @@ from normlib.errors import (
 from normlib.normalizers.arguments import check_config
 from normlib.normalizers.base import Normalizer, as_integer
 from normlib.registry import NormalizerLike, registered_name, resolve
-from normlib.rnn import checkpoint, direction
+from normlib.rnn import checkpoint
 from normlib.rnn.architecture import Architecture
 from normlib.rnn.arguments import (
     State,
@@ -34,9 +33,9 @@ from normlib.rnn.arguments import (
     check_norm_config,
     check_state,
 )
-from normlib.rnn.direction import Direction
+from normlib.rnn.direction import AnyCache
+from normlib.rnn.layers import Layers
 from normlib.rnn.parameters import Parameters
-from normlib.rnn.sequence import Schedule
 from normlib.rnn.sites import check_factory, create_normalizer
 
 __all__ = ["RNN"]
@@ -61,7 +60,7 @@ class Cache:
 
     signature: dict[str, Any]
     shape: tuple[int, int]
-    directions: list[direction.AnyCache]
+    directions: list[AnyCache]
 
 
 class RNN:
@@ -217,15 +216,8 @@ class RNN:
         check_factory(factory, self.norm_config)
         create = functools.partial(create_normalizer, factory, self.norm_config, self.dtype)
         generator = check_generator(rng)
-        self._cell = self._architecture.create_cell()
-        self._directions = [
-            Direction(self._cell, size, suffix, create, generator, self.dtype)
-            for suffix, size in self._architecture.directions()
-        ]
-        self._layers = [
-            self._directions[first : first + self.num_directions]
-            for first in range(0, len(self._directions), self.num_directions)
-        ]
+        self._layers = Layers(self._architecture, create, generator)
+        self._directions = self._layers.directions
         self.normalizers: dict[str, Normalizer] = {}
         entries: dict[str, tuple[Any, str]] = {}
         for one in self._directions:
@@ -304,7 +296,7 @@ class RNN:
             If an argument has another shape or type, or a length is outside 0 to T.
         """
         x, initial, lengths = self._check(x, state, lengths)
-        y, final, _ = self._run(x, initial, lengths, training=False)
+        y, final = self._layers.infer(x, initial, lengths)
         return y, self._join_state(final)
 
     def forward(
@@ -332,7 +324,7 @@ class RNN:
         """
         x, initial, lengths = self._check(x, state, lengths)
         with checkpoint.restored_on_error(self.normalizers.values()):
-            y, final, caches = self._run(x.copy(), initial, lengths, training=True)
+            y, final, caches = self._layers.forward(x.copy(), initial, lengths)
         return y, self._join_state(final), Cache(self._signature(), x.shape[:2], caches)
 
     def step(
@@ -378,7 +370,7 @@ class RNN:
         if array.ndim != 2 or array.shape[1] != self.input_size:
             raise ShapeError(f"x must have shape (N, {self.input_size}); got {array.shape}")
         array, initial, _ = self._check(array[np.newaxis], state, None)
-        y, final, _ = self._run(array, initial, None, training=False, first_step=first)
+        y, final = self._layers.infer(array, initial, None, first)
         return y[0], self._join_state(final)
 
     def backward(
@@ -420,73 +412,9 @@ class RNN:
         if d_output.shape != shape:
             raise ShapeError(f"dy must have the shape of y, {shape}; got {d_output.shape}")
         d_final = self._check_state("dstate", dstate, n_batch)
-        d_initial = [np.empty_like(array) for array in d_final]
-        grads: dict[str, Array] = {}
-        place = len(cache.directions)
-        for layer in reversed(self._layers):
-            d_input = np.zeros((n_steps, n_batch, layer[0].input_size), self.dtype)
-            for index, one in reversed(list(enumerate(layer))):
-                place -= 1
-                kept = cache.directions[place]
-                schedule = kept.schedule
-                d_rows, d_state, d_parameters = one.backward(
-                    schedule.gather(self._part(d_output, index)),
-                    tuple(schedule.sort(array[place]) for array in d_final),
-                    kept,
-                )
-                d_input += schedule.scatter(d_rows)
-                for array, rows in zip(d_initial, d_state, strict=True):
-                    schedule.unsort(rows, array[place])
-                grads.update(d_parameters)
-            d_output = d_input
+        dx, d_initial, grads = self._layers.backward(d_output, d_final, cache.directions)
         ordered = {name: grads[name] for name in self.parameters}
-        return d_output, self._join_state(d_initial), ordered
-
-    def _run(
-        self,
-        x: Array,
-        initial: list[Array],
-        lengths: Array | None,
-        *,
-        training: bool,
-        first_step: int = 0,
-    ) -> tuple[Array, list[Array], list[direction.AnyCache]]:
-        n_steps, n_batch = x.shape[:2]
-        schedules = [Schedule(n_steps, n_batch, lengths, reverse=False)]
-        if self.bidirectional:
-            schedules.append(Schedule(n_steps, n_batch, lengths, reverse=True))
-        final = [np.empty_like(array) for array in initial]
-        caches: list[direction.AnyCache] = []
-        place = 0
-        for layer in self._layers:
-            # Only the last layer's output of training is anybody else's than the cache's.
-            own = training and layer is self._layers[-1]
-            y = None
-            if self.bidirectional or own:
-                shape = (n_steps, n_batch, self.output_size)
-                y = aligned_like(np.empty(shape, self.dtype))
-            for index, (one, schedule) in enumerate(zip(layer, schedules, strict=True)):
-                rows = schedule.gather(x)
-                state = tuple(schedule.sort(array[place]) for array in initial)
-                if training:
-                    h, state, cache = one.forward(rows, state, schedule)
-                    caches.append(cache)
-                else:
-                    h, state = one.infer(rows, state, schedule, first_step)
-                if y is None:
-                    x = schedule.scatter(h)
-                else:
-                    self._part(y, index)[...] = schedule.scatter(h)
-                for array, sorted_rows in zip(final, state, strict=True):
-                    schedule.unsort(sorted_rows, array[place])
-                place += 1
-            if y is not None:
-                x = y
-        return x, final, caches
-
-    def _part(self, y: Array, index: int) -> Array:
-        """Return the features of an output that belong to one direction."""
-        return y[:, :, index * self.hidden_size : (index + 1) * self.hidden_size]
+        return dx, self._join_state(d_initial), ordered
 
     # ---- arguments ----------------------------------------------------------------------------
 
@@ -504,7 +432,7 @@ class RNN:
 
     def _check_state(self, name: str, state: State | None, n_batch: int) -> list[Array]:
         shape = (self.num_layers * self.num_directions, n_batch, self.hidden_size)
-        return check_state(name, state, self._cell.carries, shape, self.dtype)
+        return check_state(name, state, self._layers.cell.carries, shape, self.dtype)
 
     def _signature(self) -> dict[str, Any]:
         """Return, by name, what must be the same in two networks that can use each other's caches.
