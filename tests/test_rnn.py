@@ -339,6 +339,11 @@ def test_no_steps(cell, norm, lengths):
     n_steps = 0 if lengths is None else T
     lengths = None if lengths is None else [0] * N
     before = rnn.state_dict()
+    assert_equal_states(rnn(np.ones((n_steps, N, I)), state, lengths)[1], state)
+    if norm == "batch":
+        with pytest.raises(errors.ShapeError, match="got 0 in x of shape"):
+            rnn.forward(np.ones((n_steps, N, I)), state, lengths)
+        return
     y, final, cache = rnn.forward(np.ones((n_steps, N, I)), state, lengths)
     dx, dstate, grads = rnn.backward(np.ones((n_steps, N, 2 * H)), cache, dfinal)
     assert y.shape == (n_steps, N, 2 * H)
@@ -348,7 +353,6 @@ def test_no_steps(cell, norm, lengths):
     assert_equal_states(final, state)
     assert_equal_states(dstate, dfinal)
     assert not any(gradient.any() for gradient in grads.values())
-    assert_equal_states(rnn(np.ones((n_steps, N, I)), state, lengths)[1], state)
     for name, array in rnn.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
 
@@ -357,6 +361,13 @@ def test_no_steps(cell, norm, lengths):
 @every_norm
 def test_no_rows(cell, norm):
     rnn = make(cell, norm, num_layers=2)
+    assert rnn.step(np.zeros((0, I)))[0].shape == (0, H)
+    y, state = rnn(np.zeros((T, 0, I)))
+    assert y.shape == (T, 0, H)
+    if norm == "batch":
+        with pytest.raises(errors.ShapeError, match="got 0 in x of shape"):
+            rnn.forward(np.zeros((T, 0, I)))
+        return
     y, state, cache = rnn.forward(np.zeros((T, 0, I)))
     dx, dstate, grads = rnn.backward(y, cache)
     assert y.shape == (T, 0, H)
@@ -364,7 +375,6 @@ def test_no_rows(cell, norm):
     for array in as_list(state) + as_list(dstate):
         assert array.shape == (2, 0, H)
     assert not any(gradient.any() for gradient in grads.values())
-    assert rnn.step(np.zeros((0, I)))[0].shape == (0, H)
 
 
 # ---- inputs and caches ---------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from normlib.rnn.arguments import (
     check_generator,
     check_lengths,
     check_norm_config,
+    check_rows,
     check_state,
 )
 from normlib.rnn.direction import AnyCache
@@ -320,9 +321,12 @@ class RNN:
         Raises
         ------
         ShapeError, DTypeError, ParameterError
-            As ``__call__``. After any error the running statistics are what they were.
+            As ``__call__``; and if fewer rows have a valid time step than a normalizer takes its
+            statistics of (two, for batch normalization). After any error the running statistics
+            are what they were.
         """
         x, initial, lengths = self._check(x, state, lengths)
+        check_rows("forward", x.shape, lengths, self.normalizers)
         with checkpoint.restored_on_error(self.normalizers.values()):
             y, final, caches = self._layers.forward(x.copy(), initial, lengths)
         return y, self._join_state(final), Cache(self._signature(), x.shape[:2], caches)

@@ -1,0 +1,114 @@
+"""Recurrent batch norm: statistics of each step, batches without any, constant inputs, population.
+
+The paper is Cooijmans et al., "Recurrent Batch Normalization", arXiv:1603.09025.
+"""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import normlib
+import reference_rnn
+from gradcheck import assert_gradient
+from networks import (
+    CELLS,
+    LENGTHS,
+    H,
+    I,
+    N,
+    T,
+    as_list,
+    assert_equal_states,
+    assert_same_state,
+    draw_state,
+    every_cell,
+    every_dtype,
+    every_norm,
+    make,
+    per_sample,
+)
+from normlib import errors
+
+BATCH_SIZES = (4, 7, 2, 5)
+
+
+def draw_batches(rng, n_steps=T, sizes=BATCH_SIZES):
+    return [rng.standard_normal((n_steps, size, I)) for size in sizes]
+
+
+# ---- statistics of each step ---------------------------------------------------------------------
+
+
+def test_statistics_of_each_step_and_the_last_ones_beyond():
+    rnn = make("tanh", "batch", norm_config={"steps": 3, "momentum": None, "eps": 1e-3})
+    norm = rnn.normalizers["norm_a_l0"]
+    rnn.forward(np.random.default_rng(0).standard_normal((T, N, I)))
+    assert norm.num_batches.tolist() == [1, 1, 3]
+    assert len(np.unique(norm.running_mean, axis=0)) == 3
+    x = np.random.default_rng(1).standard_normal((N, I))
+    last = rnn.step(x, step=2)[0]
+    for step in (3, 4, 1000):
+        np.testing.assert_array_equal(rnn.step(x, step=step)[0], last)
+    assert not np.array_equal(rnn.step(x, step=1)[0], last)
+
+
+def test_gains_and_biases_are_shared_and_gains_start_at_a_tenth():
+    rnn = normlib.RNN(I, H, norm="batch", norm_config={"steps": 7})
+    for site, normalizer in rnn.normalizers.items():
+        assert normalizer.running_mean.shape == (7, normalizer.features)
+        assert rnn.parameters[f"{site}.gain"].shape == (normalizer.features,)
+        assert np.all(rnn.parameters[f"{site}.gain"] == np.float32(0.1))
+    assert rnn.parameters["norm_c_l0.bias"].shape == (H,)
+
+
+def test_steps_of_one_row_leave_the_running_statistics():
+    rnn = make("lstm", "batch", norm_config={"steps": T})
+    before = rnn.state_dict()
+    rnn.forward(np.random.default_rng(0).standard_normal((T, 3, I)), None, [2, 5, 3])
+    after = rnn.state_dict()
+    for site in rnn.normalizers:
+        batches = after[f"{site}.num_batches"] - before[f"{site}.num_batches"]
+        assert batches.tolist() == [1, 1, 1, 0, 0]
+        changed = after[f"{site}.running_mean"] != before[f"{site}.running_mean"]
+        assert changed.any(axis=1).tolist() == [True, True, True, False, False]
+
+
+# ---- batches without statistics ------------------------------------------------------------------
+
+
+@every_cell
+@pytest.mark.parametrize(
+    ("shape", "lengths", "rows"),
+    [
+        ((T, 1, I), None, 1),
+        ((T, 1, I), [3], 1),
+        ((T, N, I), [0] * N, 0),
+        ((T, N, I), [0, T, 0, 0], 1),
+        ((T, 0, I), None, 0),
+        ((0, N, I), None, 0),
+    ],
+)
+def test_a_batch_without_two_valid_rows_is_refused(cell, shape, lengths, rows):
+    rnn = make(cell, "batch", num_layers=2, bidirectional=True)
+    before = rnn.state_dict()
+    message = f"at least 2 rows with a valid time step, .* BatchNorm at norm_.*; got {rows} in x"
+    with pytest.raises(errors.ShapeError, match=f"^forward .*{message}"):
+        rnn.forward(np.ones(shape), None, lengths)
+    with rnn.population() as population:
+        with pytest.raises(errors.ShapeError, match=f"^update .*{message}"):
+            population.update(np.ones(shape), None, lengths)
+        assert population.num_batches == 0
+        population.update(np.ones((T, N, I)))
+    rnn.load_state_dict(before)
+    y, _ = rnn(np.ones(shape), None, lengths)  # inference is not refused
+    assert y.shape == (*shape[:2], 2 * H)
+
+
+@every_cell
+@per_sample
+def test_normalizers_per_sample_take_any_batch(cell, norm):
+    rnn = make(cell, norm)
+    for shape, lengths in (((T, 1, I), None), ((T, N, I), [0] * N), ((T, 0, I), None)):
+        rnn.forward(np.ones(shape), None, lengths)
