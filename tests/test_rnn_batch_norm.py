@@ -112,3 +112,86 @@ def test_normalizers_per_sample_take_any_batch(cell, norm):
     rnn = make(cell, norm)
     for shape, lengths in (((T, 1, I), None), ((T, N, I), [0] * N), ((T, 0, I), None)):
         rnn.forward(np.ones(shape), None, lengths)
+
+
+# ---- constant inputs -----------------------------------------------------------------------------
+
+
+def images(rng, n_black, n_steps, dtype):
+    """Sequences of pixels of which the first are black."""
+    x = np.zeros((n_steps, 8, 1), dtype)
+    x[n_black:] = rng.uniform(0, 1, (n_steps - n_black, 8, 1))
+    return x
+
+
+@every_cell
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}])
+def test_gradients_are_finite_where_inputs_are_constant(cell, options):
+    """In float32 as in float64, and for more steps than there are orders of magnitude."""
+    results = []
+    for dtype in (np.float32, np.float64):
+        rng = np.random.default_rng(0)
+        rnn = normlib.RNN(
+            1, 16, norm="batch", norm_config={"steps": 310}, rng=0, dtype=dtype, **CELLS[cell],
+            **options,
+        )  # fmt: skip
+        y, _, cache = rnn.forward(images(rng, 300, 310, dtype))
+        dx, dstate, grads = rnn.backward(rng.standard_normal(y.shape), cache)
+        for array in (y, dx, *as_list(dstate), *grads.values()):
+            assert np.isfinite(array).all()
+        results.append(grads)
+    if options:  # its reverse direction runs over varied pixels first: chaos, but within numbers
+        return
+    for name, gradient in results[1].items():
+        scale = np.abs(gradient).max()
+        assert scale > 0
+        np.testing.assert_allclose(results[0][name], gradient, rtol=0, atol=0.05 * scale)
+
+
+@every_cell
+@pytest.mark.parametrize("lengths", [None, [9, 9, 8, 9, 2, 6, 9, 0]])
+def test_gradients_of_parameters_are_exact_where_inputs_are_constant(cell, lengths):
+    rng = np.random.default_rng(0)
+    rnn = normlib.RNN(
+        1, 3, norm="batch", norm_config={"steps": 9}, rng=0, dtype=np.float64, num_layers=2,
+        **CELLS[cell],
+    )  # fmt: skip
+    x = images(rng, 5, 9, np.float64)
+    for name, array in rnn.parameters.items():
+        if name.startswith("bias"):  # away from the kink of relu
+            array += rng.uniform(0.1, 0.3, array.shape)
+    dy = rng.standard_normal((9, 8, 3))
+    before = rnn.state_dict()
+
+    def loss():
+        for site, normalizer in rnn.normalizers.items():
+            for key, array in normalizer.buffers.items():
+                array[...] = before[f"{site}.{key}"]
+        return np.sum(rnn.forward(x, None, lengths)[0] * dy)
+
+    _, _, cache = rnn.forward(x, None, lengths)
+    _, _, grads = rnn.backward(dy, cache)
+    for name, gradient in grads.items():
+        assert_gradient(gradient, loss, rnn.parameters[name], tolerance=1e-5)
+
+
+def test_rows_alike_get_the_mean_and_others_their_own():
+    """Where they are alike but for the state, or in part, a gradient stays as it is."""
+    rng = np.random.default_rng(0)
+    rnn = make("gru", "batch", sizes=(1, 4))
+    x = np.zeros((2, N, 1))
+    y, _, cache = rnn.forward(x)
+    dx, _, _ = rnn.backward(rng.standard_normal(y.shape), cache)
+    np.testing.assert_allclose(dx, np.broadcast_to(dx[:, :1], dx.shape), rtol=1e-12)
+    for state in (
+        draw_state(rnn, rng),
+        np.tile(np.array([0.0, 0.0, 0.0, 1.0])[:, None], (1, 1, 4)),
+    ):
+        y, _, cache = rnn.forward(x, state)
+        dx, dstate, _ = rnn.backward(np.zeros_like(y), cache, rng.standard_normal((1, N, 4)))
+        assert len(np.unique(dx[0])) == N
+        assert len(np.unique(dstate[0, :, 0])) == N
+    layer = make("gru", "layer", sizes=(1, 4))
+    y, _, cache = layer.forward(x)
+    dx, _, _ = layer.backward(rng.standard_normal(y.shape), cache)
+    assert len(np.unique(dx)) == dx.size

@@ -224,6 +224,7 @@ class Direction:
         d_inputs = tuple(np.empty((schedule.total, size), self.dtype) for size in sizes)
         d_hidden = tuple(np.empty((schedule.total, size), self.dtype) for size in sizes)
         d_bias = np.zeros(self._merged_bias().shape, np.float64)
+        by_batch = any(not normalizer.per_sample for normalizer in cache.normalizers.values())
         step = 0
         try:
             for step in reversed(range(len(schedule.counts))):
@@ -235,6 +236,7 @@ class Direction:
                 else:
                     state = tuple(array[:count] for array in cache.initial)
                 denormalize.step = step
+                denormalize.alike = by_batch and _alike(cache.rows[here], *state)
                 dstate[0][:count] += d_rows[here]
                 cell.backward_step(
                     BackwardStep(
@@ -350,6 +352,13 @@ class Direction:
             error.add_note(f"at time step {first_step + step} of {self}")
             raise
         return final
+
+
+def _alike(*arrays: Array) -> bool:
+    """Whether in each of the arrays all rows are the same, and there are several."""
+    return len(arrays[0]) > 1 and all(
+        bool((array[1] == array[0]).all() and (array[2:] == array[0]).all()) for array in arrays
+    )
 
 
 class _Product:

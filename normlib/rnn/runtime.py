@@ -143,6 +143,13 @@ class RNN:
     with fewer valid rows than it needs for its statistics (two, for batch normalization), it takes
     its running statistics as constants and leaves them as they are.
 
+    *Constant inputs.* At a step at which all rows have the same input and state, such as at the
+    first, black pixels of images, the gradient of a normalizer over the batch is as steep as
+    1/sqrt(eps), and over some such steps it leaves the range of numbers. The gradients of
+    parameters contain none of that, as its sum over the batch is zero. `backward` leaves it out: at
+    these steps it gives each row the mean over all. So all gradients are finite, those of
+    parameters are what they should be, and those of x and of the state are that mean there.
+
     *Errors* in a normalizer carry a note with the layer and the time step, counted from 0 in the
     order of processing.
 
