@@ -1,6 +1,7 @@
 """Batch normalization, with running statistics per time step."""
 
-from typing import Any, NamedTuple
+import copy
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -167,7 +168,8 @@ class BatchNorm(Normalizer):
         x = self.check_input(x, step=step, mask=mask)
         gain, bias = self.parameters.get("gain"), self.parameters.get("bias")
         y, mean, var = batch_norm_forward(x, gain, bias, eps=self.eps, mask=mask)
-        self._update(min(step, self.steps - 1), mean, var)
+        n_rows = x.size // self.features if mask is None else int(np.count_nonzero(mask))
+        self._update(min(step, self.steps - 1), mean, var, n_rows)
         return y, _Cache(x, mean, var, mask, frozen=False)
 
     def forward_frozen(self, x: npt.ArrayLike, *, step: int = 0) -> tuple[Array, _Cache]:
@@ -193,6 +195,16 @@ class BatchNorm(Normalizer):
             grads["bias"] = dbias
         return dx, grads
 
+    def population_twin(self) -> Self:
+        """Return a twin whose ``forward`` takes the plain average over all rows.
+
+        Each batch counts in proportion to its rows: if all have as many, it is the plain average
+        over the batches. Statistics of time steps that no batch reaches stay as they are.
+        """
+        twin = copy.deepcopy(self)
+        twin.buffers["num_rows"] = np.zeros(self.steps, np.int64)
+        return twin
+
     def row_functions(self, *, training: bool) -> RowFunctions | None:
         if training:
             return None
@@ -213,9 +225,14 @@ class BatchNorm(Normalizer):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "momentum": self.momentum, "steps": self.steps}
 
-    def _update(self, row: int, mean: Array, var: Array) -> None:
+    def _update(self, row: int, mean: Array, var: Array, n_rows: int) -> None:
         count = int(self.num_batches[row]) + 1
         weight = 1 / count if self.momentum is None else self.momentum
+        seen = self.buffers.get("num_rows")  # of a population twin
+        if seen is not None:
+            count = count if seen[row] else 1
+            seen[row] += n_rows
+            weight = n_rows / int(seen[row])
         for running, new in ((self.running_mean, mean), (self.running_var, var)):
             # A NaN or Inf of weight 0 must not enter, nor stay: 0 times it is NaN.
             if weight == 1:

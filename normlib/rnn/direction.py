@@ -26,7 +26,7 @@ from normlib.rnn import fused
 from normlib.rnn.cells import BackwardStep, Cell, ForwardStep
 from normlib.rnn.gradients import WeightGradients
 from normlib.rnn.sequence import Schedule
-from normlib.rnn.sites import Backward, Inference, Training, freeze
+from normlib.rnn.sites import Backward, Inference, Population, Training, freeze
 from normlib.threads import threads_for
 
 __all__ = ["Cache", "Direction"]
@@ -184,6 +184,20 @@ class Direction:
         cache = Cache(schedule, rows, state, saved, weights, frozen, normalize.caches)
         return saved["h"], final, cache
 
+    def gather(
+        self, rows: Array, state: State, schedule: Schedule, twins: Mapping[str, Normalizer]
+    ) -> tuple[Array, State]:
+        """Run over time as `forward` does, without a cache, with statistics going to the twins.
+
+        Arguments and results are as of `infer`; ``twins`` has one for each of the normalizers.
+        """
+        if all(normalizer.per_sample for normalizer in self.normalizers.values()):
+            return self.infer(rows, state, schedule, 0)
+        normalize = Population(self.normalizers, twins, self.suffix)
+        saved = self._buffers(schedule, every_step=False)
+        final = self._run(rows, state, schedule, saved, normalize)
+        return saved["h"], final
+
     def backward(
         self, d_rows: Array, dstate: State, cache: AnyCache
     ) -> tuple[Array, State, dict[str, Array]]:
@@ -313,7 +327,7 @@ class Direction:
         state: State,
         schedule: Schedule,
         saved: Mapping[str, Array],
-        normalize: Inference | Training,
+        normalize: Inference | Population | Training,
     ) -> State:
         cell = self.cell
         n_threads = self._threads(schedule)

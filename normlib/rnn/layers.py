@@ -3,7 +3,7 @@
 Arguments have been checked: arrays are C-contiguous, aligned and of the network's dtype.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -82,6 +82,25 @@ class Layers:
 
         y, final = self._run(run, x, initial, lengths, own=True)
         return y, final, caches
+
+    def gather(
+        self,
+        x: Array,
+        initial: list[Array],
+        lengths: Array | None,
+        twins: Mapping[str, Normalizer],
+    ) -> tuple[Array, list[Array]]:
+        """Run as for training, but without a cache: y and the final state.
+
+        ``twins`` are normalizers by site, which gather the statistics.
+        """
+
+        def run(
+            one: Direction, rows: Array, state: State, schedule: Schedule
+        ) -> tuple[Array, State]:
+            return one.gather(rows, state, schedule, twins)
+
+        return self._run(run, x, initial, lengths, own=False)
 
     def backward(
         self,

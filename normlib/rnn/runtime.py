@@ -37,6 +37,7 @@ from normlib.rnn.arguments import (
 from normlib.rnn.direction import AnyCache
 from normlib.rnn.layers import Layers
 from normlib.rnn.parameters import Parameters
+from normlib.rnn.population import Population
 from normlib.rnn.sites import check_factory, create_normalizer
 
 __all__ = ["RNN"]
@@ -338,6 +339,61 @@ class RNN:
             y, final, caches = self._layers.forward(x.copy(), initial, lengths)
         return y, self._join_state(final), Cache(self._signature(), x.shape[:2], caches)
 
+    def population(self) -> Population:
+        """Take running statistics anew, over a whole training set, with the weights as they are.
+
+        Statistics that training averaged are of weights that have changed since, and an
+        exponential average is mostly of the last batches. Feed this pass every batch of the
+        training set once, after training; when its block ends, the statistics become the plain
+        averages, over all batches, of those by which training normalizes, for each site and time
+        step apart.
+
+        Returns
+        -------
+        population : normlib.rnn.Population
+            A context manager. Feed it by ``population.update(x, state=None, lengths=None)``, which
+            returns y and the final state, and makes no cache.
+
+        Raises
+        ------
+        ParameterError
+            When the block ends, if it fed no batch.
+
+        Notes
+        -----
+        A batch counts in proportion to its valid rows at the time step: all cases of the training
+        set weigh the same, and batches of one size without padding give the average over batches
+        of Cooijmans et al. The variance is the average of those within batches, without that of
+        their means.
+
+        A time step with too few valid rows for statistics (fewer than two) is left out, and time
+        steps that no batch reaches keep the statistics that they had.
+
+        Until the block has ended without an error, nothing changes. After an error, and by an
+        exception that leaves the block, everything is as it was. Do not change parameters within
+        the block.
+
+        With a normalizer that works per sample there is nothing to take, and the pass changes
+        nothing. One of your own that has buffers is given a new normalizer's, which see the batches
+        in turn, unless it overrides `Normalizer.population_twin`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import normlib
+        >>> rnn = normlib.RNN(3, 4, norm="batch", norm_config={"steps": 5}, rng=0)
+        >>> batches = np.random.default_rng(0).standard_normal((10, 5, 32, 3))
+        >>> with rnn.population() as population:
+        ...     for x in batches:
+        ...         y, state = population.update(x)
+        >>> rnn.normalizers["norm_ih_l0"].num_batches
+        array([10, 10, 10, 10, 10])
+        >>> products = batches[:, 0] @ rnn.parameters["weight_ih_l0"].T  # of the first time step
+        >>> np.allclose(rnn.normalizers["norm_ih_l0"].running_mean[0], products.mean(axis=(0, 1)))
+        True
+        """
+        return Population(self.normalizers, self._gather)
+
     def step(
         self, x: npt.ArrayLike, state: State | None = None, *, step: int = 0
     ) -> tuple[Array, State]:
@@ -440,6 +496,18 @@ class RNN:
         n_steps, n_batch = array.shape[:2]
         initial = self._check_state("state", state, n_batch)
         return array, initial, check_lengths(lengths, n_steps, n_batch)
+
+    def _gather(
+        self,
+        x: npt.ArrayLike,
+        state: State | None,
+        lengths: npt.ArrayLike | None,
+        twins: Mapping[str, Normalizer],
+    ) -> tuple[Array, State]:
+        array, initial, lengths = self._check(x, state, lengths)
+        check_rows("update", array.shape, lengths, self.normalizers)
+        y, final = self._layers.gather(array, initial, lengths, twins)
+        return y, self._join_state(final)
 
     def _check_state(self, name: str, state: State | None, n_batch: int) -> list[Array]:
         shape = (self.num_layers * self.num_directions, n_batch, self.hidden_size)

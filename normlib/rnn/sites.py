@@ -18,7 +18,15 @@ from normlib.errors import ParameterError, PluginError
 from normlib.normalizers.base import Normalizer
 from normlib.registry import NormalizerFactory, check_arguments
 
-__all__ = ["Backward", "Inference", "Training", "check_factory", "create_normalizer", "freeze"]
+__all__ = [
+    "Backward",
+    "Inference",
+    "Population",
+    "Training",
+    "check_factory",
+    "create_normalizer",
+    "freeze",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -129,7 +137,7 @@ class Backward:
     At a step at which all rows are *alike*, of one input and one state, batch statistics have no
     spread, and a normalizer multiplies the differences between the rows of a gradient by up to
     :math:`1/\sqrt{\epsilon}`; over some steps, such as those of the first, black pixels of images,
-    they grow past every number. But to a row's sums, of which alone all gradients of parameters
+    they grow past every number. But to sums over the rows, of which alone gradients of parameters
     are made there, they add nothing. So with ``alike`` set, a normalizer of batches gives each row
     the mean of its gradient over the rows.
     """
