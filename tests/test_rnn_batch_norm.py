@@ -471,3 +471,52 @@ def test_a_pass_keeps_no_cache():
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     assert peaks[0] < peaks[1] / 2
+
+
+# ---- what is kept between calls ------------------------------------------------------------------
+
+
+@every_cell
+@every_dtype
+def test_changed_statistics_are_seen(cell, dtype):
+    """By inference in the fused loop, which keeps factors made of them, whatever changes how."""
+    rng = np.random.default_rng(0)
+    rnn = make(cell, "batch", dtype=dtype)
+    x = rng.standard_normal((T, N, I)).astype(dtype)
+    site = next(iter(rnn.normalizers))
+    norm = rnn.normalizers[site]
+    state_dict = make(cell, "batch", dtype=dtype, seed=5).state_dict()
+
+    def replace(array):
+        norm.buffers["running_mean"] = array
+
+    changes = [
+        lambda: norm.running_mean.__iadd__(0.5),
+        lambda: norm.running_var.__imul__(2),
+        lambda: norm.running_var.__setitem__(-1, 7),
+        lambda: norm.parameters["gain"].__imul__(3),
+        lambda: norm.parameters.update(gain=norm.parameters["gain"] + 1),
+        lambda: setattr(norm, "eps", 0.5),
+        lambda: replace(norm.running_mean + 1),
+        lambda: replace(np.repeat(norm.running_mean, 2, axis=1)[:, ::2] + 1),
+        lambda: rnn.forward(x),
+        lambda: rnn.load_state_dict(state_dict),
+    ]
+    last = rnn(x)[0]
+    np.testing.assert_array_equal(rnn(x)[0], last)
+    for change in changes:
+        change()
+        assert rnn.path.inference == "fused"
+        actual = rnn(x)[0]
+        assert not np.array_equal(actual, last)
+        fresh = pickle.loads(pickle.dumps(rnn))
+        for given in (x, x[:1]):
+            expected = fresh(given, lengths=[len(given)] * N)[0]
+            np.testing.assert_array_equal(rnn(given)[0], expected)
+            for one in fresh._directions:
+                one.may_fuse = False
+            np.testing.assert_array_equal(fresh(given)[0], expected)
+            for one in fresh._directions:
+                one.may_fuse = True
+        np.testing.assert_array_equal(rnn.step(x[0])[0], actual[0])
+        last = actual

@@ -15,7 +15,7 @@ import pytest
 import normlib
 import reference_rnn
 from gradcheck import assert_gradient
-from normlib import _kernels, threads
+from normlib import _kernels, errors, threads
 from normlib._kernels import buffers
 from normlib.normalizers.rows import RowFunctions
 from normlib.rnn import fused
@@ -473,6 +473,82 @@ def test_changed_parameters_are_seen(cell, norm):
     check()
 
 
+@every_cell
+@pytest.mark.parametrize("norm", ["noop", "layer", "even", "per step"])
+@every_dtype
+@pytest.mark.parametrize(("n_steps", "n_batch"), [(1, 1), (1, 5), (4, 1), (3, 17), (2, 513)])
+def test_a_short_call(cell, norm, dtype, n_steps, n_batch):
+    """Is checked in one go where all is plain, with the bits of one that is not."""
+    rng = np.random.default_rng(0)
+    rnn = make(cell, norm, dtype=dtype)
+    x, state = draw(rng, dtype, n_steps, n_batch, 5), draw_state(rnn, rng, n_batch)
+    for given in (None, state):
+        before = copy.deepcopy(given)
+        y, final = rnn(x, given)
+        if given is not None:
+            assert_same_bits(as_list(given), as_list(before))
+        strided = None if given is None else [array[:, ::-1].copy() for array in as_list(given)]
+        if strided is not None:
+            strided = [array[:, ::-1] for array in strided]
+            strided = tuple(strided) if rnn.cell == "lstm" else strided[0]
+        for other in ((np.asfortranarray(x), given), (x, strided), (x.tolist(), strided)):
+            expected, expected_final = rnn(*other)
+            assert_same_bits([y, *as_list(final)], [expected, *as_list(expected_final)])
+        for one in (y, *as_list(final)):
+            assert type(one) is np.ndarray
+            assert one.flags.writeable
+            assert not any(np.shares_memory(one, other) for other in (x, *as_list(state)))
+        assert not np.shares_memory(y, as_list(final)[0])
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_a_short_call_is_checked(cell, n_steps):
+    rnn = make(cell, "layer")
+    x = np.zeros((n_steps, 2, 5), np.float32)
+    rnn(x)
+    h = np.zeros((1, 2, 7), np.float32)
+    wrong = h if cell == "lstm" else (h, h)
+    other = [h[:, :1].copy(), h[0], np.zeros((2, 2, 7), np.float32)]
+    states = [wrong, (h,), (h, h, h), *[(h, array) if cell == "lstm" else array for array in other]]
+    for state in states:
+        with pytest.raises(errors.ShapeError, match="state"):
+            rnn(x, state)
+    for bad in (x[..., :4], x[0], x[np.newaxis]):
+        with pytest.raises(errors.ShapeError, match="x must have shape"):
+            rnn(bad.copy())
+    for bad in (x.astype(np.int64), np.ma.masked_array(x)):
+        with pytest.raises(errors.DTypeError, match="x must be"):
+            rnn(bad)
+
+
+def test_a_changed_attribute_is_seen():
+    """A normalizer may offer another function by any of its attributes."""
+
+    class Switched(normlib.LayerNorm):
+        on = True
+
+        def __init__(self, features, **config):
+            super().__init__(features, **config)
+            self.on = True
+
+        def row_functions(self, *, training):
+            rows = normlib.LayerNorm.row_functions(self, training=training)
+            return rows if self.on else rows._replace(forward=None, backward=None)
+
+    rnn, plain = make("gru", "noop", norm=Switched), make("gru", "noop")
+    x = np.ones((2, 3, 5), np.float32)
+    before = rnn(x)[0]
+    for normalizer in rnn.normalizers.values():
+        normalizer.on = False
+    for name in plain.parameters:
+        plain.parameters[name] = rnn.parameters[name]
+    assert_same_bits([rnn(x)[0]], [plain(x)[0]])
+    for normalizer in rnn.normalizers.values():
+        normalizer.on = True
+    assert_same_bits([rnn(x)[0], rnn.step(x[0])[0]], [before, before[0]])
+
+
 def test_packed_weights_are_kept():
     rnn = make("lstm", "layer")
     x = np.ones((2, 2, 5), np.float32)
@@ -497,7 +573,7 @@ def test_python_threads_infer_while_weights_change(n_threads, columns, share):
     x = draw(np.random.default_rng(0), np.float32, 6, 3, 40)
     sets = [make("lstm", "layer", sizes=(40, 64), seed=seed).state_dict() for seed in (0, 7)]
     stop = threading.Event()
-    errors = []
+    failures = []
 
     def infer():
         try:
@@ -505,7 +581,7 @@ def test_python_threads_infer_while_weights_change(n_threads, columns, share):
                 y, _ = rnn(x)
                 assert np.isfinite(y).all()
         except Exception as error:
-            errors.append(error)
+            failures.append(error)
 
     workers = [threading.Thread(target=infer) for _ in range(2)]
     for worker in workers:
@@ -518,7 +594,7 @@ def test_python_threads_infer_while_weights_change(n_threads, columns, share):
     stop.set()
     for worker in workers:
         worker.join()
-    assert not errors
+    assert not failures
     fresh = make("lstm", "layer", sizes=(40, 64))
     fresh.load_state_dict(rnn.state_dict())
     assert_same_bits([rnn(x)[0]], [fresh(x)[0]])

@@ -63,7 +63,9 @@ def _as_flag(name: str, value: Any) -> bool:
 
 
 #: The methods that compute what `Normalizer.row_functions` computes.
-ROW_METHODS = ("__call__", "forward", "forward_frozen", "backward", "affine", "affine_backward")
+ROW_METHODS = frozenset(
+    ("__call__", "forward", "forward_frozen", "backward", "affine", "affine_backward")
+)
 
 
 def _as_dtype(value: npt.DTypeLike) -> np.dtype[Any]:
@@ -361,7 +363,7 @@ class Normalizer(abc.ABC):
             own = vars(base)
             if "row_functions" in own:
                 break
-            if any(name in own for name in ROW_METHODS):
+            if not ROW_METHODS.isdisjoint(own):
                 # What was inherited computes another function than this class.
                 cls.row_functions = Normalizer.row_functions  # type: ignore[method-assign]
                 break

@@ -138,15 +138,16 @@ class Direction:
         state : tuple of (N, H) arrays
             The final state, in running order.
         """
-        functions = self._row_functions(training=False)
-        if not isinstance(functions, str):
+        if self.may_fuse:
             try:
-                return self._fused.infer(
-                    rows, state, schedule, self._weights(), functions, self.normalizers, step
+                fused_result = self._fused.infer(
+                    rows, state, schedule, self._weights(), self.normalizers, step
                 )
             except Exception as error:
                 error.add_note(f"in {self}")
                 raise
+            if fused_result is not None:
+                return fused_result
         normalize = Inference(self.normalizers, self.suffix, step)
         saved = self._buffers(schedule, every_step=False)
         final = self._run(rows, state, schedule, saved, normalize)
@@ -158,6 +159,16 @@ class Direction:
             return None
         return self._fused.step(x, state, self._weights(), self.normalizers, number)
 
+    def run(self, x: object, state: object) -> tuple[Array, Any] | None:
+        """Run all time steps of arguments as `RNN` takes them; None unless they are plain."""
+        if not self.may_fuse:
+            return None
+        try:
+            return self._fused.run(x, state, self._weights(), self.normalizers)
+        except Exception as error:
+            error.add_note(f"in {self}")
+            raise
+
     def forward(
         self, rows: Array, state: State, schedule: Schedule
     ) -> tuple[Array, State, AnyCache]:
@@ -165,10 +176,9 @@ class Direction:
 
         The cache keeps ``rows`` and ``state``, and shares memory with h: do not change them.
         """
-        if not isinstance(self._row_functions(training=True), str):
-            frozen = {name: freeze(normalizer) for name, normalizer in self.normalizers.items()}
-            functions = fused.row_functions(self.cell, self.dtype, frozen, training=True)
-            assert not isinstance(functions, str)
+        frozen = {name: freeze(normalizer) for name, normalizer in self.normalizers.items()}
+        functions = self._row_functions(frozen, training=True)
+        if not isinstance(functions, str):
             try:
                 return self._fused.forward(
                     rows, state, schedule, self._weights(), functions, frozen
@@ -180,7 +190,6 @@ class Direction:
         saved = self._buffers(schedule, every_step=True)
         final = self._run(rows, state, schedule, saved, normalize)
         weights = self._get("weight_ih").copy(), self._get("weight_hh").copy()
-        frozen = {name: freeze(normalizer) for name, normalizer in self.normalizers.items()}
         cache = Cache(schedule, rows, state, saved, weights, frozen, normalize.caches)
         return saved["h"], final, cache
 
@@ -289,13 +298,15 @@ class Direction:
 
     def path(self, *, training: bool) -> str:
         """Return "" if the fused loop runs, else why the loop goes step by step."""
-        functions = self._row_functions(training=training)
+        functions = self._row_functions(self.normalizers, training=training)
         return functions if isinstance(functions, str) else ""
 
-    def _row_functions(self, *, training: bool) -> dict[str, RowFunctions] | str:
+    def _row_functions(
+        self, normalizers: Mapping[str, Normalizer], *, training: bool
+    ) -> dict[str, RowFunctions] | str:
         if not self.may_fuse:
             return "asked to go step by step"
-        return fused.row_functions(self.cell, self.dtype, self.normalizers, training=training)
+        return fused.row_functions(self.cell, self.dtype, normalizers, training=training)
 
     def _weights(self) -> tuple[Array, Array, Array, Array]:
         weight_ih, weight_hh, bias_ih, bias_hh = self.parameters.values()

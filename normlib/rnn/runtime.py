@@ -304,6 +304,10 @@ class RNN:
         ShapeError, DTypeError, ParameterError
             If an argument has another shape or type, or a length is outside 0 to T.
         """
+        if lengths is None and len(self._directions) == 1:
+            quick = self._directions[0].run(x, state)
+            if quick is not None:
+                return quick
         x, initial, lengths = self._check(x, state, lengths)
         y, final = self._layers.infer(x, initial, lengths)
         return y, self._join_state(final)
@@ -335,7 +339,7 @@ class RNN:
         """
         x, initial, lengths = self._check(x, state, lengths)
         check_rows("forward", x.shape, lengths, self.normalizers)
-        with checkpoint.restored_on_error(self.normalizers.values()):
+        with checkpoint.restored_on_error(self._stateful()):
             y, final, caches = self._layers.forward(x.copy(), initial, lengths)
         return y, self._join_state(final), Cache(self._signature(), x.shape[:2], caches)
 
@@ -512,6 +516,14 @@ class RNN:
     def _check_state(self, name: str, state: State | None, n_batch: int) -> list[Array]:
         shape = (self.num_layers * self.num_directions, n_batch, self.hidden_size)
         return check_state(name, state, self._layers.cell.carries, shape, self.dtype)
+
+    def _stateful(self) -> list[Normalizer]:
+        """Return the normalizers whose state ``forward`` may change."""
+        return [
+            normalizer
+            for normalizer in self.normalizers.values()
+            if normalizer.buffers or type(normalizer).state_dict is not Normalizer.state_dict
+        ]
 
     def _signature(self) -> dict[str, Any]:
         """Return, by name, what must be the same in two networks that can use each other's caches.
