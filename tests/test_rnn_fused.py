@@ -476,11 +476,12 @@ def test_changed_parameters_are_seen(cell, norm):
 @every_cell
 @pytest.mark.parametrize("norm", ["noop", "layer", "even", "per step"])
 @every_dtype
+@pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize(("n_steps", "n_batch"), [(1, 1), (1, 5), (4, 1), (3, 17), (2, 513)])
-def test_a_short_call(cell, norm, dtype, n_steps, n_batch):
+def test_a_short_call(cell, norm, dtype, num_layers, n_steps, n_batch):
     """Is checked in one go where all is plain, with the bits of one that is not."""
     rng = np.random.default_rng(0)
-    rnn = make(cell, norm, dtype=dtype)
+    rnn = make(cell, norm, dtype=dtype, num_layers=num_layers)
     x, state = draw(rng, dtype, n_steps, n_batch, 5), draw_state(rnn, rng, n_batch)
     for given in (None, state):
         before = copy.deepcopy(given)
@@ -499,17 +500,22 @@ def test_a_short_call(cell, norm, dtype, n_steps, n_batch):
             assert one.flags.writeable
             assert not any(np.shares_memory(one, other) for other in (x, *as_list(state)))
         assert not np.shares_memory(y, as_list(final)[0])
+        y_t, final_t = rnn.step(x[0], given)
+        assert_same_bits([y_t], [y[0]])
+        if n_steps == 1:
+            assert_same_bits(as_list(final_t), as_list(final))
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 @pytest.mark.parametrize("n_steps", [1, 3])
-def test_a_short_call_is_checked(cell, n_steps):
-    rnn = make(cell, "layer")
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_a_short_call_is_checked(cell, n_steps, num_layers):
+    rnn = make(cell, "layer", num_layers=num_layers)
     x = np.zeros((n_steps, 2, 5), np.float32)
     rnn(x)
-    h = np.zeros((1, 2, 7), np.float32)
+    h = np.zeros((num_layers, 2, 7), np.float32)
     wrong = h if cell == "lstm" else (h, h)
-    other = [h[:, :1].copy(), h[0], np.zeros((2, 2, 7), np.float32)]
+    other = [h[:, :1].copy(), h[0], h[0, 0, 0], np.zeros((3, 2, 7), np.float32)]
     states = [wrong, (h,), (h, h, h), *[(h, array) if cell == "lstm" else array for array in other]]
     for state in states:
         with pytest.raises(errors.ShapeError, match="state"):

@@ -20,6 +20,7 @@ __all__ = ["Layers"]
 Array: TypeAlias = npt.NDArray[Any]
 State: TypeAlias = tuple[Array, ...]
 Run: TypeAlias = Callable[[Direction, Array, State, Schedule], tuple[Array, State]]
+RunPlain: TypeAlias = Callable[..., tuple[Array, Any] | None]
 
 
 class Layers:
@@ -66,6 +67,14 @@ class Layers:
             return one.infer(rows, state, schedule, first_step)
 
         return self._run(run, x, initial, lengths, own=False)
+
+    def run(self, x: object, state: object) -> tuple[Array, Any] | None:
+        """Run for inference with arguments as `RNN` takes them; None unless all is plain."""
+        return self._run_plain(Direction.run, x, state)
+
+    def step(self, x: object, state: object, number: int) -> tuple[Array, Any] | None:
+        """Run one time step of arguments as `RNN.step` takes them; None unless all is plain."""
+        return self._run_plain(Direction.step, x, state, number)
 
     def forward(
         self, x: Array, initial: list[Array], lengths: Array | None
@@ -130,6 +139,33 @@ class Layers:
                 grads.update(d_parameters)
             d_output = d_input
         return d_output, d_initial, grads
+
+    def _run_plain(
+        self, run: RunPlain, x: object, state: object, *arguments: int
+    ) -> tuple[Array, Any] | None:
+        if self.num_directions > 1:
+            return None
+        n_layers = len(self.directions)
+        if n_layers == 1:
+            return run(self.directions[0], x, state, *arguments)
+        parts = state if type(state) is tuple else () if state is None else (state,)
+        for part in parts:
+            if type(part) is not np.ndarray or part.shape[:1] != (n_layers,):
+                return None
+        y: Any = x
+        results: list[Any] = []
+        for place, one in enumerate(self.directions):
+            own: Any = tuple(part[place : place + 1] for part in parts)
+            if type(state) is not tuple:
+                own = own[0] if own else None
+            result = run(one, y, own, *arguments)
+            if result is None:
+                return None
+            y, final = result
+            results.append(final)
+        if len(self.cell.carries) == 1:
+            return y, np.concatenate(results)
+        return y, tuple(map(np.concatenate, zip(*results, strict=True)))
 
     def _run(
         self,

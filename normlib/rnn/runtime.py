@@ -304,8 +304,8 @@ class RNN:
         ShapeError, DTypeError, ParameterError
             If an argument has another shape or type, or a length is outside 0 to T.
         """
-        if lengths is None and len(self._directions) == 1:
-            quick = self._directions[0].run(x, state)
+        if lengths is None:
+            quick = self._layers.run(x, state)
             if quick is not None:
                 return quick
         x, initial, lengths = self._check(x, state, lengths)
@@ -433,10 +433,9 @@ class RNN:
                 "call it with the whole sequence"
             )
         first = as_integer("step", step, minimum=0)
-        if len(self._directions) == 1:
-            quick = self._directions[0].step(x, state, first)
-            if quick is not None:
-                return quick
+        quick = self._layers.step(x, state, first)
+        if quick is not None:
+            return quick
         array = check_float("x", x, self.dtype)
         if array.ndim != 2 or array.shape[1] != self.input_size:
             raise ShapeError(f"x must have shape (N, {self.input_size}); got {array.shape}")
