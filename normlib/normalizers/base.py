@@ -364,7 +364,8 @@ class Normalizer(abc.ABC):
             if "row_functions" in own:
                 break
             if not ROW_METHODS.isdisjoint(own):
-                # What was inherited computes another function than this class.
+                # What was inherited computes another function than this class: mypy has no way to
+                # say of a method that a subclass is without it.
                 cls.row_functions = Normalizer.row_functions  # type: ignore[method-assign]
                 break
 

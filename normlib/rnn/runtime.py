@@ -4,14 +4,12 @@ import contextlib
 import functools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from normlib.errors import (
-    DTypeError,
     DuplicateNormalizerError,
     ParameterError,
     PluginError,
@@ -34,7 +32,7 @@ from normlib.rnn.arguments import (
     check_rows,
     check_state,
 )
-from normlib.rnn.direction import AnyCache
+from normlib.rnn.cache import Cache, signature
 from normlib.rnn.layers import Layers
 from normlib.rnn.parameters import Parameters
 from normlib.rnn.population import Population
@@ -51,18 +49,6 @@ class Path(NamedTuple):
     inference: str
     training: str
     reason: str
-
-
-@dataclass(frozen=True)
-class Cache:
-    """What `RNN.backward` needs of `RNN.forward`; its own memory, independent of later calls.
-
-    ``signature`` tells what its arrays fit: see `RNN._signature`.
-    """
-
-    signature: dict[str, Any]
-    shape: tuple[int, int]
-    directions: list[AnyCache]
 
 
 class RNN:
@@ -475,7 +461,7 @@ class RNN:
         ParameterError
             If `cache` comes from a network of another architecture or with other normalizers.
         """
-        self._check_cache(cache)
+        cache = Cache.checked(cache, self._signature())
         n_steps, n_batch = cache.shape
         d_output = check_float("dy", dy, self.dtype)
         shape = (n_steps, n_batch, self.output_size)
@@ -525,31 +511,7 @@ class RNN:
         ]
 
     def _signature(self) -> dict[str, Any]:
-        """Return, by name, what must be the same in two networks that can use each other's caches.
-
-        For each site it is the class of the normalizer and the names of its parameters.
-        """
-        sites = {
-            name: (type(normalizer), *normalizer.parameters)
-            for name, normalizer in self.normalizers.items()
-        }
-        return {**vars(self._architecture), **sites}
-
-    def _check_cache(self, cache: object) -> None:
-        if not isinstance(cache, Cache):
-            raise DTypeError(
-                "cache must be what forward returned as the third of its results; "
-                f"got {type(cache).__name__}"
-            )
-        own = self._signature()
-        for name in {**own, **cache.signature}:
-            theirs = cache.signature.get(name)
-            if theirs != own.get(name):
-                raise ParameterError(
-                    "cache must come from forward of this network, or of one of the same "
-                    f"architecture and normalizers; its {name} is {theirs!r}, this network's "
-                    f"{own.get(name)!r}. Pass the cache that forward of this network returned"
-                )
+        return signature(self._architecture, self.normalizers)
 
     def _join_state(self, arrays: list[Array]) -> State:
         return arrays[0] if len(arrays) == 1 else tuple(arrays)
