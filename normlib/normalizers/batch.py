@@ -65,7 +65,8 @@ class BatchNorm(Normalizer):
         Dtype of the parameters and of every result. Statistics are float64 in either case.
     momentum : float in [0, 1] or None, default 0.1
         The weight m of the *new* value. None takes the plain average over all batches seen:
-        m = 1 / (batches seen at that time step, this one included).
+        m = 1 / (batches seen at that time step, this one included). After the training of a
+        recurrent network, `normlib.RNN.population` takes the average with its final weights.
     steps : int, default 1
         How many time steps have running statistics of their own.
 
