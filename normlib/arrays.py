@@ -264,7 +264,7 @@ def check_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
         try:
             named = [_index(axis)]
         except TypeError:
-            named = [_index(one) for one in axis]  # type: ignore[union-attr]
+            named = [_index(one) for one in axis]  # type: ignore[union-attr]  # an int raises
     except TypeError:
         raise ParameterError(f"axis must be an integer or a tuple of them; got {axis!r}") from None
     if not named:

@@ -25,6 +25,7 @@ that works per sample always takes the second branch. ``backward`` takes either 
 """
 
 import abc
+import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -62,7 +63,9 @@ def _as_flag(name: str, value: Any) -> bool:
 
 
 #: The methods that compute what `Normalizer.row_functions` computes.
-ROW_METHODS = ("__call__", "forward", "forward_frozen", "backward", "affine", "affine_backward")
+ROW_METHODS = frozenset(
+    ("__call__", "forward", "forward_frozen", "backward", "affine", "affine_backward")
+)
 
 
 def _as_dtype(value: npt.DTypeLike) -> np.dtype[Any]:
@@ -304,6 +307,37 @@ class Normalizer(abc.ABC):
         """
         return self.forward(x, step=step)
 
+    def population_twin(self) -> Self:
+        """Return a normalizer of the same parameters to take statistics of a whole training set.
+
+        Its ``forward`` is called with each batch of the set, and then `take_population` with it.
+        The state of this normalizer stays what it is meanwhile.
+
+        Returns
+        -------
+        twin : Normalizer
+            This very one if it has no `buffers`, as there is nothing to take. Else a copy whose
+            buffers are those of a new normalizer: where ``forward`` does not weigh all batches
+            alike, as an exponential average does, a subclass overrides this method.
+        """
+        if not self.buffers:
+            return self
+        twin = copy.deepcopy(self)
+        for key, array in type(self).from_config(self.get_config()).buffers.items():
+            twin.buffers[key][...] = array
+        return twin
+
+    def take_population(self, twin: Self) -> None:
+        """Take the buffers of what `population_twin` returned, in place.
+
+        Parameters
+        ----------
+        twin : Normalizer
+            It has seen a whole training set.
+        """
+        for key, array in self.buffers.items():
+            array[...] = twin.buffers[key]
+
     def row_functions(self, *, training: bool) -> RowFunctions | None:
         """Return compiled functions for one row, with which an RNN needs no Python per time step.
 
@@ -329,8 +363,9 @@ class Normalizer(abc.ABC):
             own = vars(base)
             if "row_functions" in own:
                 break
-            if any(name in own for name in ROW_METHODS):
-                # What was inherited computes another function than this class.
+            if not ROW_METHODS.isdisjoint(own):
+                # What was inherited computes another function than this class: mypy has no way to
+                # say of a method that a subclass is without it.
                 cls.row_functions = Normalizer.row_functions  # type: ignore[method-assign]
                 break
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from normlib.arrays import as_array, as_dtype, as_float
 from normlib.errors import DTypeError, ParameterError, ShapeError
+from normlib.normalizers.base import Normalizer
 
 __all__ = [
     "State",
@@ -17,6 +18,7 @@ __all__ = [
     "check_generator",
     "check_lengths",
     "check_norm_config",
+    "check_rows",
     "check_state",
 ]
 
@@ -114,6 +116,35 @@ def check_lengths(lengths: npt.ArrayLike | None, n_steps: int, n_batch: int) -> 
         )
     array = array.astype(np.intp)
     return None if np.all(array == n_steps) else array
+
+
+def check_rows(
+    name: str,
+    shape: tuple[int, ...],
+    lengths: Array | None,
+    normalizers: Mapping[str, Normalizer],
+) -> None:
+    """Refuse a batch with fewer valid rows than a normalizer takes its statistics of.
+
+    ``name`` is the method, ``shape`` that of x.
+
+    Raises
+    ------
+    ShapeError
+        If there are fewer. A row is valid if it has a valid time step.
+    """
+    n_steps, n_batch = shape[:2]
+    n_rows = n_batch if n_steps else 0
+    if lengths is not None:
+        n_rows = int(np.count_nonzero(lengths))
+    for site, normalizer in normalizers.items():
+        if n_rows < normalizer.min_rows:
+            raise ShapeError(
+                f"{name} must be given at least {normalizer.min_rows} rows with a valid time step, "
+                f"of which {type(normalizer).__name__} at {site} takes its statistics; got "
+                f"{n_rows} in x of shape {shape}. Use a larger batch, or call the network itself, "
+                "which has running statistics"
+            )
 
 
 def check_state(

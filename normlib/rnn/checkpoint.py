@@ -181,6 +181,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     try:
         with safe_open(name, framework="np") as file:
             config = _read_config(name, file.metadata() or {})
+            # keys() is all there is: the file is no mapping.
             parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
             held = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in parts.items()}
             _check_held(name, config, held)
