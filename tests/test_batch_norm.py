@@ -137,6 +137,38 @@ def test_arrays_that_leave_the_cache(cpu_level, n_threads, shape, rng):
     np.testing.assert_allclose(dbias, bias_terms.sum(batch_axes(x, 1)), atol=0.05)
 
 
+@pytest.mark.parametrize("shape", [(32771, 64), (2051, 1024)])
+def test_large_arrays_with_a_channel_in_double(cpu_level, n_threads, shape, rng):
+    x, dy = rng.standard_normal((2, *shape), dtype=np.float32)
+    x[:, 3] *= np.float32(1e-35)
+    y, mean, var = normlib.batch_norm_forward(x, eps=0.0)
+    dx, _, _ = normlib.batch_norm_backward(dy, x, mean, var, eps=0.0)
+    x[:, 3] *= np.float32(1e35)
+    expected, mean, var = normlib.batch_norm_forward(x, eps=0.0)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    expected, _, _ = normlib.batch_norm_backward(dy, x, mean, var, eps=0.0)
+    dx[:, 3] *= np.float32(1e-35)
+    np.testing.assert_allclose(dx, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(21000, 100), (2731, 768), (90, 480, 7, 7), (50, 300, 12, 12)])
+@pytest.mark.parametrize("offset", [0, 1, 4])
+def test_outputs_that_start_anywhere(cpu_level, n_threads, shape, offset, rng):
+    x = rng.standard_normal(shape, dtype=np.float32)
+    gain, bias, mean, var = rng.uniform(0.5, 1.5, (4, shape[1]))
+    var[3] = 1e-80  # a channel that needs double
+    affine = gain.astype(np.float32), bias.astype(np.float32)
+    memory = np.full(x.size + 64, 7, np.float32)
+    start = -memory.ctypes.data // 4 % 16 + offset
+    out = memory[start : start + x.size].reshape(shape)
+    normlib.batch_norm(x, mean, var, *affine, channel_axis=1, out=out, eps=0.0)
+    for rows in np.array_split(np.arange(shape[0]), 7):
+        part = normlib.batch_norm(x[rows], mean, var, *affine, channel_axis=1, eps=0.0)
+        np.testing.assert_array_equal(out[rows], part)
+    assert (memory[:start] == 7).all()
+    assert (memory[start + x.size :] == 7).all()
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("shape", "channel_axis"), [((6, 3), -1), ((4, 3, 5), 1), ((3, 7), 0)])
 def test_backward_against_differences(cpu_level, shape, channel_axis, masked, rng):

@@ -15,6 +15,7 @@ from normlib._kernels.channels cimport (
     Shape, Statistics, beyond, find_doubles, gain_of, load_doubles, rest_of, rows_together,
     scale_channels, store_doubles, sweep_start,
 )
+from normlib._kernels.lines cimport MAX_HELD, Lines, close_lines, open_lines, pass_lines
 from normlib._kernels.norm_rows cimport NormForward, forward_capsule
 from normlib._kernels.plain cimport (
     apart, as_doubles, find_channels, is_eps, is_input, is_output, is_parameter, new_vector,
@@ -28,6 +29,7 @@ cnp.import_array()
 
 cdef enum:
     PIECE = 16384        # elements of a plane that are one work item
+    BUFFER = 4096        # elements that are put together before they are streamed
 
 
 cdef inline void normalize_double(
@@ -116,19 +118,20 @@ cdef void normalize_rows(
     const vreal *bias,      # IN  (channels,) or NULL
     const vreal *factors,   # IN  (3, channels)
     const Py_ssize_t *doubles,  # IN, ended by channels
-    vreal *y,               # OUT (outer, channels), may be x
+    vreal *y,               # OUT (rows, channels), may be x's
     const Shape *shape,
     const Statistics *statistics,
     bint stream,
     Py_ssize_t row,
     Py_ssize_t stop,
 ) noexcept nogil:
-    """The rows from row to stop, whose channels lie side by side."""
+    """The rows from row to stop, whose channels lie side by side; y starts with the first."""
     cdef Py_ssize_t channels = shape.channels
-    cdef Py_ssize_t n_rows, start, first, d, c, i, r
+    cdef Py_ssize_t start = 0
+    cdef Py_ssize_t n_rows, first, d, c, i, r
+    x = at(x, row * channels)
     while row < stop:
         n_rows = min(rows_together(shape, stream), stop - row)
-        start = row * channels
         first = 0
         d = 0
         while first <= channels:
@@ -146,6 +149,7 @@ cdef void normalize_rows(
             first = c + 1
             d += 1
         row += n_rows
+        start += n_rows * channels
 
 
 cdef void normalize_planes(
@@ -154,18 +158,19 @@ cdef void normalize_planes(
     const vreal *bias,      # IN  (channels,) or NULL
     const vreal *factors,   # IN  (3, channels)
     const Py_ssize_t *doubles,  # IN, ended by channels
-    vreal *y,               # OUT (outer, channels, inner), may be x
+    vreal *y,               # OUT (items, inner), may be x's
     const Shape *shape,
     const Statistics *statistics,
     bint stream,
     Py_ssize_t item,
     Py_ssize_t stop,
 ) noexcept nogil:
-    """The planes from item to stop, or pieces of long ones."""
+    """The planes from item to stop, or pieces of long ones; y starts with the first."""
     cdef Py_ssize_t n_pieces = (shape.inner + PIECE - 1) // PIECE
     cdef Py_ssize_t piece = item % n_pieces
     cdef Py_ssize_t c = item // n_pieces % shape.channels
     cdef Py_ssize_t i = item // n_pieces * shape.inner + piece * PIECE
+    cdef Py_ssize_t j = 0
     cdef Py_ssize_t n
     cdef double mean, scale, offset
     while item < stop:
@@ -174,12 +179,13 @@ cdef void normalize_planes(
         scale = vget(factors, shape.channels + c)
         offset = vget(factors, 2 * shape.channels + c)
         if doubles[0] < shape.channels and beyond(x, gain, statistics, c):
-            normalize_double(at(x, i), gain, bias, at_out(y, i), n, statistics, c)
+            normalize_double(at(x, i), gain, bias, at_out(y, j), n, statistics, c)
         elif stream:
-            normalize_plane(at(x, i), at_out(y, i), n, mean, scale, offset, True)
+            normalize_plane(at(x, i), at_out(y, j), n, mean, scale, offset, True)
         else:
-            normalize_plane(at(x, i), at_out(y, i), n, mean, scale, offset, False)
+            normalize_plane(at(x, i), at_out(y, j), n, mean, scale, offset, False)
         i += n
+        j += n
         item += 1
         piece += 1
         if piece == n_pieces:
@@ -189,28 +195,65 @@ cdef void normalize_planes(
                 c = 0
 
 
+cdef inline void normalize_items(
+    const vreal *x, const vreal *gain, const vreal *bias, const vreal *factors,
+    const Py_ssize_t *doubles, vreal *y, const Shape *shape, const Statistics *statistics,
+    bint stream, Py_ssize_t start, Py_ssize_t stop,
+) noexcept nogil:
+    if shape.inner == 1:
+        normalize_rows(x, gain, bias, factors, doubles, y, shape, statistics, stream, start, stop)
+    else:
+        normalize_planes(x, gain, bias, factors, doubles, y, shape, statistics, stream, start, stop)
+
+
+cdef inline Py_ssize_t first_element(const Shape *shape, Py_ssize_t item) noexcept nogil:
+    """Where an item starts: a row, a plane, or a piece of a long one."""
+    cdef Py_ssize_t n_pieces
+    if shape.inner == 1:
+        return item * shape.channels
+    n_pieces = (shape.inner + PIECE - 1) // PIECE
+    return item // n_pieces * shape.inner + item % n_pieces * PIECE
+
+
 cdef void normalize_part(
     const vreal *x, const vreal *gain, const vreal *bias, const vreal *factors,
     const Py_ssize_t *doubles, vreal *y, const Shape *shape, const Statistics *statistics,
-    bint stream, int part, int n_parts,
+    bint large, int part, int n_parts,
 ) noexcept nogil:
     """One of n_parts equal parts."""
     cdef bint rows = shape.inner == 1
-    cdef Py_ssize_t size = shape.channels if rows else min(<Py_ssize_t>PIECE, shape.inner)
+    cdef Py_ssize_t run = shape.channels if rows else shape.inner
+    cdef Py_ssize_t size = run if rows else min(<Py_ssize_t>PIECE, run)
     cdef Py_ssize_t total = shape.outer
-    cdef Py_ssize_t first, start, stop
+    # Channels in double break rows into runs that start anywhere.
+    cdef bint stream = (large and run % lanes(x) == 0 and to_boundary(y) == 0
+                        and not (rows and doubles[0] < run))
+    cdef bint by_lines = large and not stream and size <= BUFFER
+    cdef double memory[BUFFER + 2 * MAX_HELD]
+    cdef vreal *buffer = at_out(<vreal *>memory, to_boundary(<vreal *>memory))
+    cdef Lines lines
+    cdef Py_ssize_t first, start, stop, item, count, i
     if not rows:
         total *= shape.channels * ((shape.inner + PIECE - 1) // PIECE)
     first = total * part // n_parts
     stop = total * (part + 1) // n_parts
     while stop > first:
-        start = sweep_start(first, stop, size, stream)
-        if rows:
-            normalize_rows(x, gain, bias, factors, doubles, y, shape, statistics, stream, start,
-                           stop)
+        start = sweep_start(first, stop, size, large)
+        i = first_element(shape, start)
+        if by_lines:
+            open_lines(&lines, at_out(y, i))
+            item = start
+            while item < stop:
+                count = min(max(1, BUFFER // size), stop - item)
+                normalize_items(x, gain, bias, factors, doubles, at_out(buffer, lines.held), shape,
+                                statistics, False, item, item + count)
+                i += count * size
+                pass_lines(&lines, buffer, count * size, at(x, i))
+                item += count
+            close_lines(&lines, buffer)
         else:
-            normalize_planes(x, gain, bias, factors, doubles, y, shape, statistics, stream, start,
-                             stop)
+            normalize_items(x, gain, bias, factors, doubles, at_out(y, i), shape, statistics,
+                            stream, start, stop)
         stop = start
     if stream:
         vec_fence()
@@ -219,18 +262,16 @@ cdef void normalize_part(
 cdef void normalize_all(const vreal *x, const vreal *gain, const vreal *bias, vreal *factors,
                         Py_ssize_t *doubles, vreal *y, Shape shape, Statistics statistics,
                         int n_threads) noexcept nogil:
-    cdef Py_ssize_t run = shape.channels if shape.inner == 1 else shape.inner
-    cdef bint stream = (shape.outer * shape.channels * shape.inner >= STREAM_FLOATS
-                        and run % lanes(x) == 0 and to_boundary(y) == 0)
+    cdef bint large = shape.outer * shape.channels * shape.inner >= STREAM_FLOATS
     cdef int part
     scale_channels(gain, bias, factors, at_out(factors, shape.channels),
                    at_out(factors, 2 * shape.channels), &statistics, shape.channels)
     find_doubles(gain, at(factors, shape.channels), doubles, &statistics, shape.channels)
     if n_threads == 1:
-        normalize_part(x, gain, bias, factors, doubles, y, &shape, &statistics, stream, 0, 1)
+        normalize_part(x, gain, bias, factors, doubles, y, &shape, &statistics, large, 0, 1)
     else:
         for part in prange(n_threads, schedule="static", num_threads=n_threads):
-            normalize_part(x, gain, bias, factors, doubles, y, &shape, &statistics, stream, part,
+            normalize_part(x, gain, bias, factors, doubles, y, &shape, &statistics, large, part,
                            n_threads)
 
 

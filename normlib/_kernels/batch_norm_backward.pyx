@@ -531,8 +531,7 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
                        Py_ssize_t padded, int n_threads) noexcept nogil:
     cdef Py_ssize_t channels = shape.channels
     cdef Py_ssize_t run = channels if shape.inner == 1 else shape.inner
-    cdef bint stream = (shape.outer * channels * shape.inner >= STREAM_FLOATS
-                        and run % lanes(x) == 0 and to_boundary(dx) == 0)
+    cdef bint stream
     cdef Py_ssize_t i
     cdef int part
     # First the offset of xhat, of which gain is no part; then SCALE, of which it is.
@@ -541,6 +540,10 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
                    &statistics, channels)
     scale_by_gain(gain, at_out(factors, SCALE * channels), &statistics, channels)
     find_doubles(gain, at(factors, SCALE * channels), doubles, &statistics, channels)
+    # Channels in double break rows into runs that start anywhere.
+    stream = (shape.outer * channels * shape.inner >= STREAM_FLOATS
+              and run % lanes(x) == 0 and to_boundary(dx) == 0
+              and not (shape.inner == 1 and doubles[0] < channels))
     if n_threads == 1:
         for i in range(n_items(&shape)):
             sums_item(dy, x, gain, factors, scratch, &shape, &statistics, padded, i)
