@@ -68,14 +68,4 @@ def add_layer_norm_plain(
     statistics: Literal[True],
     threads_for: Callable[[int], int],
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64], NDArray[np.float64]] | None: ...
-def layer_norm_half(
-    x: NDArray[Any],
-    gain: NDArray[Any] | None,
-    bias: NDArray[Any] | None,
-    eps: float,
-    y: NDArray[Any],
-    mean: NDArray[np.float64] | None,
-    rstd: NDArray[np.float64] | None,
-    n_threads: int,
-) -> None: ...
 def row_function(single: bool) -> object: ...

@@ -60,12 +60,4 @@ def add_rms_norm_plain(
     statistics: Literal[True],
     threads_for: Callable[[int], int],
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]] | None: ...
-def rms_norm_half(
-    x: NDArray[Any],
-    gain: NDArray[Any] | None,
-    eps: float,
-    y: NDArray[Any],
-    rstd: NDArray[np.float64] | None,
-    n_threads: int,
-) -> None: ...
 def row_function(single: bool) -> object: ...

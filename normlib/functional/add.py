@@ -8,7 +8,6 @@ from numpy.typing import ArrayLike
 from normlib import _kernels
 from normlib._kernels.buffers import aligned_like
 from normlib.arrays import (
-    SINGLE,
     Array,
     Axis,
     as_float,
@@ -20,9 +19,8 @@ from normlib.arrays import (
     writable_directly,
 )
 from normlib.errors import ParameterError
-from normlib.functional import half
-from normlib.functional.layer import _LAST, _Rows, layer_norm_backward, layer_norm_forward
-from normlib.functional.rms import rms_norm_backward, rms_norm_forward
+from normlib.functional.layer import _LAST, _Rows, layer_norm_backward
+from normlib.functional.rms import rms_norm_backward
 from normlib.threads import threads_for
 
 __all__ = [
@@ -52,14 +50,10 @@ def _add_norm(
     """y, the sum, its mean (if centered) and rstd: layer norm if centered, else RMS norm."""
     eps = check_eps(eps)
     x = as_float(x, "x", half=True)
-    if x.dtype.itemsize == 2:
-        return _add_norm_half(
-            x, residual, gain, bias, axis, eps, out, statistics, centered=centered
-        )
     view = _Rows.of(x, axis)
     residual = required_like(residual, "residual", x.shape, x.dtype, "x")
-    gain = as_like(gain, "gain", view.features, x.dtype, view.what)
-    bias = as_like(bias, "bias", view.features, x.dtype, view.what)
+    gain = as_like(gain, "gain", view.features, computing_dtype(x.dtype), view.what)
+    bias = as_like(bias, "bias", view.features, computing_dtype(x.dtype), view.what)
     _check_pair(out, x)
     if x.size == 0:
         y, total = out or (np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype))
@@ -97,33 +91,6 @@ def _add_norm(
     return y, total, kept[0], kept[1]
 
 
-def _add_norm_half(
-    x: Array,
-    residual: ArrayLike,
-    gain: ArrayLike | None,
-    bias: ArrayLike | None,
-    axis: Axis,
-    eps: float,
-    out: Pair | None,
-    statistics: bool,
-    *,
-    centered: bool,
-) -> tuple[Array, Array, Array | None, Array | None]:
-    """The sum is rounded to x's type, and then normalized."""
-    _check_pair(out, x)
-    total = half.widen(x) + required_like(residual, "residual", x.shape, SINGLE, "x")
-    total = half.rounded(x, total)
-    mean: Array | None = None
-    if centered:
-        y, mean, rstd = layer_norm_forward(total, gain, bias, axis=axis, eps=eps)
-    else:
-        y, rstd = rms_norm_forward(total, gain, axis=axis, eps=eps)
-    if out is not None:
-        out[0][...], out[1][...] = y, total
-        y, total = out
-    return y, total, mean, rstd
-
-
 def _check_pair(out: Pair | None, x: Array) -> None:
     if out is None:
         return
@@ -154,7 +121,7 @@ def add_layer_norm(
 
     Parameters
     ----------
-    x, residual : arrays of float32 or float64, of one shape
+    x, residual : arrays of floats, of one shape
         What is added. The result has x's type, and residual is cast to it.
     gain, bias, axis, eps
         As for `layer_norm`.
@@ -295,7 +262,7 @@ def add_rms_norm(
 
     Parameters
     ----------
-    x, residual : arrays of float32 or float64, of one shape
+    x, residual : arrays of floats, of one shape
         What is added. The result has x's type, and residual is cast to it.
     gain, axis, eps
         As for `rms_norm`.

@@ -100,11 +100,9 @@ def _layer_norm(
     rstd = np.empty(len(rows)) if statistics else None
     direct = view.trailing and out is not None and writable_directly(out, rows, gain, bias)
     y_rows = out.reshape(rows.shape) if direct and out is not None else aligned_like(rows)
-    if x.dtype.itemsize == 2:
-        kernel = _kernels.layer_norm.layer_norm_half
-    else:
-        kernel = _kernels.layer_norm.layer_norm_forward
-    kernel(rows, gain, bias, eps, y_rows, mean, rstd, threads_for(x.size))
+    _kernels.layer_norm.layer_norm_forward(
+        rows, gain, bias, eps, y_rows, mean, rstd, threads_for(x.size)
+    )
     y = out if direct and out is not None else view.restore(y_rows, out)
     if mean is None or rstd is None:
         return y, None, None

@@ -46,11 +46,7 @@ def _rms_norm(
     rstd = np.empty(len(rows)) if statistics else None
     direct = view.trailing and out is not None and writable_directly(out, rows, gain)
     y_rows = out.reshape(rows.shape) if direct and out is not None else aligned_like(rows)
-    if x.dtype.itemsize == 2:
-        kernel = _kernels.rms_norm.rms_norm_half
-    else:
-        kernel = _kernels.rms_norm.rms_norm_forward
-    kernel(rows, gain, eps, y_rows, rstd, threads_for(x.size))
+    _kernels.rms_norm.rms_norm_forward(rows, gain, eps, y_rows, rstd, threads_for(x.size))
     y = out if direct and out is not None else view.restore(y_rows, out)
     return y, None if rstd is None else rstd.reshape(view.kept)
 
