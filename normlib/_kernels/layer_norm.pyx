@@ -268,23 +268,19 @@ cdef Normalization LAYER_NORM = Normalization(
     <NormalizeGroup>forward_group[vf32], <NormalizeGroup>forward_group[vf64], True)
 
 
-def layer_norm_forward(x, gain, bias, double eps, y, mean, rstd, int n_threads):
-    """Normalize the rows of x (rows, n) into y; gain, bias, mean and rstd may be None."""
-    normalize(&LAYER_NORM, x, None, gain, bias, eps, y, None, mean, rstd, dim(x, 0), dim(x, 1),
-              n_threads)
+def layer_norm_forward(x, residual, gain, bias, double eps, y, total, mean, rstd, int n_threads):
+    """Normalize the rows of x (rows, n), or of total = x + residual, into y.
+
+    residual and total, gain, bias, mean and rstd may be None.
+    """
+    normalize(&LAYER_NORM, x, residual, gain, bias, eps, y, total, mean, rstd, dim(x, 0),
+              dim(x, 1), n_threads)
 
 
 def layer_norm_plain(x, gain, bias, eps, out, bint statistics, threads_for):
     """layer_norm over the last axis, or (y, mean, rstd); None unless every argument is plain."""
     return normalize_plain(&LAYER_NORM, x, None, False, gain, bias, eps, out, statistics,
                            threads_for)
-
-
-def add_layer_norm_forward(x, residual, gain, bias, double eps, y, total, mean, rstd,
-                           int n_threads):
-    """total = x + residual (rows, n), and its rows normalized into y."""
-    normalize(&LAYER_NORM, x, residual, gain, bias, eps, y, total, mean, rstd, dim(x, 0),
-              dim(x, 1), n_threads)
 
 
 def add_layer_norm_plain(x, residual, gain, bias, eps, out, bint statistics, threads_for):

@@ -258,21 +258,18 @@ cdef Normalization RMS_NORM = Normalization(
     <NormalizeGroup>forward_group[vf32], <NormalizeGroup>forward_group[vf64], False)
 
 
-def rms_norm_forward(x, gain, double eps, y, rstd, int n_threads):
-    """Normalize the rows of x (rows, n) into y; gain and rstd may be None."""
-    normalize(&RMS_NORM, x, None, gain, None, eps, y, None, None, rstd, dim(x, 0), dim(x, 1),
+def rms_norm_forward(x, residual, gain, double eps, y, total, rstd, int n_threads):
+    """Normalize the rows of x (rows, n), or of total = x + residual, into y.
+
+    residual and total, gain and rstd may be None.
+    """
+    normalize(&RMS_NORM, x, residual, gain, None, eps, y, total, None, rstd, dim(x, 0), dim(x, 1),
               n_threads)
 
 
 def rms_norm_plain(x, gain, eps, out, bint statistics, threads_for):
     """rms_norm over the last axis, or (y, rstd); None unless every argument is plain."""
     return normalize_plain(&RMS_NORM, x, None, False, gain, None, eps, out, statistics, threads_for)
-
-
-def add_rms_norm_forward(x, residual, gain, double eps, y, total, rstd, int n_threads):
-    """total = x + residual (rows, n), and its rows normalized into y."""
-    normalize(&RMS_NORM, x, residual, gain, None, eps, y, total, None, rstd, dim(x, 0), dim(x, 1),
-              n_threads)
 
 
 def add_rms_norm_plain(x, residual, gain, eps, out, bint statistics, threads_for):
