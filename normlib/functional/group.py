@@ -35,7 +35,7 @@ __all__ = [
     "instance_norm_forward",
 ]
 
-# Shorter planes are taken element by element, with gain and bias repeated along them.
+# Shorter planes are taken element by element, with gain and bias repeated along them (groups.pxd).
 _SHORT_PLANE = 32
 # From so many elements of a sample on, float32 channels that come last stay where they are. Doubles
 # do not: their moments need more than sums of doubles.
@@ -138,6 +138,11 @@ def _group_norm(
     out: Array | None,
     statistics: bool,
 ) -> tuple[Array, Array | None, Array | None]:
+    plain = _kernels.group_norm.group_norm_plain(
+        x, groups, gain, bias, channel_axis, eps, out, statistics, threads_for
+    )
+    if plain is not None:
+        return plain
     eps = check_eps(eps)
     x = as_float(x, "x", half=True)
     if x.dtype.itemsize == 2:
@@ -252,6 +257,11 @@ def _group_norm_backward(
     gain: ArrayLike | None,
     channel_axis: int,
 ) -> tuple[Array, Array | None, Array]:
+    plain = _kernels.group_norm_backward.group_norm_backward_plain(
+        dy, x, groups, mean, rstd, gain, channel_axis, threads_for
+    )
+    if plain is not None:
+        return plain
     x = as_float(x, "x", half=True)
     if x.dtype.itemsize == 2:
         gradients = _group_norm_backward(dy, half.widen(x), groups, mean, rstd, gain, channel_axis)
@@ -270,10 +280,8 @@ def _group_norm_backward(
     dx = aligned_like(values)
     seen, gains, _ = _elements(view, values, gain, None)
     dgain, dbias = np.empty(seen.shape[1]), np.empty(seen.shape[1])
-    kernel = _kernels.group_norm_backward
-    partial = np.empty(kernel.scratch_shape(*seen.shape))
-    kernel.group_norm_backward(
-        view.flatten(dy), seen, view.groups, gains, mean, rstd, dx, dgain, dbias, partial,
+    _kernels.group_norm_backward.group_norm_backward(
+        view.flatten(dy), seen, view.groups, gains, mean, rstd, dx, dgain, dbias,
         threads_for(x.size),
     )  # fmt: skip
     sums = [total.reshape(view.channels, -1).sum(1) for total in (dgain, dbias)]
@@ -350,6 +358,8 @@ def group_norm(
 
 def _given(groups: int) -> int:
     """groups, which is not None."""
+    if type(groups) is int and groups > 0:
+        return groups
     return as_integer("groups", groups, minimum=1)
 
 
