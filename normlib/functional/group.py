@@ -464,36 +464,12 @@ def instance_norm(
 
     with the mean and the biased variance over all axes but those of samples and channels.
 
-    Parameters
-    ----------
-    x : array of floats, shape (N, ..., C, ...)
-        float32, float64, or a half type, computed in float32. Samples first,
-        and at least two values per channel of a sample. Any memory layout and byte order; copied
-        only if it is not C-contiguous or its channels are not its second axis.
-    gain, bias : array (C,), optional
-        Cast to x's type.
-    channel_axis : int
-        Where the C channels are: 1 for (N, C, height, width), -1 for (N, height, width, C).
-    eps : float
-        Added to the variance; finite and at least 0. With 0, a constant channel becomes NaN.
-    out : array, optional
-        Where to put the result: of x's shape and type, in either byte order. It may be `x` itself,
-        or overlap any input.
-
-    Returns
-    -------
-    y : array of x's shape and type
-        `out` if given. A channel of a sample that holds NaN or Inf becomes NaN, and no other does.
+    Parameters, result and errors are those of `group_norm` with C groups.
 
     Raises
     ------
-    DTypeError
-        If an array is not of floats, or is out of NumPy's sight.
     ShapeError
-        If the shape of an argument does not fit, the axis does not exist or is the first, or a
-        channel of a sample has one value alone.
-    ParameterError
-        If eps is negative or not finite, or out is read-only or has elements that share memory.
+        Also if a channel of a sample has one value alone.
 
     References
     ----------
@@ -553,25 +529,7 @@ def instance_norm_backward(
 ) -> tuple[Array, Array | None, Array]:
     """Gradients of a loss through `instance_norm`: those of `group_norm` with C groups.
 
-    Parameters
-    ----------
-    dy : array of x's shape
-        Gradient of the loss by `y`; cast to x's type.
-    x, gain, channel_axis
-        As they were given to `instance_norm_forward`.
-    mean, rstd : arrays (N, C)
-        As it returned them.
-
-    Returns
-    -------
-    dx : array of x's shape and type
-    dgain : array (C,) of x's type, or None where gain was None
-    dbias : array (C,) of x's type
-
-    Raises
-    ------
-    DTypeError, ShapeError, ParameterError
-        As for `instance_norm_forward`.
+    Parameters, results and errors are those of `group_norm_backward`.
 
     Examples
     --------
