@@ -171,6 +171,16 @@ def _add_rms_norm(i: Inputs) -> tuple[Array, ...]:
     return formulas.add_rms_norm(i.x, i.dy, i.gain, EPS)
 
 
+def _add_layer_norm_backward(i: Inputs) -> tuple[Array, ...]:
+    dx, *others = _layer_norm_backward(i)
+    return (dx + i.dy, *others)
+
+
+def _add_rms_norm_backward(i: Inputs) -> tuple[Array, ...]:
+    dx, *others = _rms_norm_backward(i)
+    return (dx + i.dy, *others)
+
+
 def _group_norm(i: Inputs) -> tuple[Array, ...]:
     gain, bias = i.by_channel(i.gain), i.by_channel(i.bias)
     return (formulas.group_norm(i.x, i.groups, gain, bias, EPS),)
@@ -211,6 +221,12 @@ NORMS = {
     "add_layer_norm_out": Op("addition and layer norm, out= given", ROWS, 4, _add_layer_norm, 1.5),
     "add_layer_norm": Op("addition and layer norm", ROWS, 4, _add_layer_norm, 1.5),
     "add_rms_norm": Op("addition and RMS norm", ROWS, 4, _add_rms_norm, 1.5),
+    "add_layer_norm_backward": Op(
+        "addition and layer norm, backward", ROWS, 3, _add_layer_norm_backward, 1.5
+    ),
+    "add_rms_norm_backward": Op(
+        "addition and RMS norm, backward", ROWS, 3, _add_rms_norm_backward, 1.5
+    ),
     "group_norm_out": Op("group norm, out= given", ALL, 2, _group_norm, 1.5, max_ndim=4),
     "group_norm": Op("group norm", ALL, 2, _group_norm, 1.5, max_ndim=4),
     "group_norm_backward": Op(

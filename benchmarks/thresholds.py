@@ -3,7 +3,7 @@
 threads    `normlib.threads.MIN_ELEMENTS`: elements for which a second thread begins to pay.
 streaming  ``STREAM_FLOATS`` in ``normlib/_kernels/vec.pxd``: elements of an output from which
            stores go past the cache.
-groups     ``GROUP_FLOATS`` in ``normlib/_kernels/layer_norm.pyx``: elements in the rows that a
+groups     ``GROUP_FLOATS`` in ``normlib/_kernels/rows.pxd``: elements in the rows that a
            thread takes at a time.
 product    `normlib.rnn.direction.PRODUCTS_PER_ELEMENT`: multiply-adds of a product that count as
            one element.
@@ -117,7 +117,7 @@ def measure_streaming() -> None:
 
 def measure_groups() -> None:
     """GROUP_FLOATS, by the size of a row: groups hold fewer rows as these grow."""
-    print(f"GROUP_FLOATS = {constant('GROUP_FLOATS', 'layer_norm.pyx')}")
+    print(f"GROUP_FLOATS = {constant('GROUP_FLOATS', 'rows.pxd')}")
     _elements([((1 << 17) // n, n) for n in (64, 128, 256, 512, 768, 1024, 1536, 2048, 4096, 8192)])
 
 

@@ -140,7 +140,7 @@ def as_like(
 
 
 def required_like(
-    value: ArrayLike, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], what: str
+    value: ArrayLike | None, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], what: str
 ) -> Array:
     """The same for an argument that may not be None."""
     array = as_like(value, name, shape, dtype, what)

@@ -5,7 +5,7 @@ import pytest
 
 import normlib
 from normlib import _kernels
-from normlib.errors import DTypeError, ParameterError
+from normlib.errors import DTypeError, ParameterError, ShapeError
 from normlib.functional.half import rounded, widen
 from reference import layer_norm, rms_norm
 
@@ -157,20 +157,44 @@ def test_backward_is_that_of_float32_rounded(dtype, rng):
 
 
 @ids
-def test_a_sum_is_rounded_and_then_normalized(dtype, rng):
-    x, residual = rng.standard_normal((2, 6, 40)).astype(dtype)
-    gain = np.linspace(1, 2, 40, dtype=dtype)
+@pytest.mark.parametrize("shape", [(1, 1), (6, 40), (9, 100), (2, 4000), (2050, 2048)])
+def test_a_sum_is_rounded_and_then_normalized(cpu_level, n_threads, dtype, shape, rng):
+    x, residual = rng.standard_normal((2, *shape), dtype=np.float32).astype(dtype)
+    gain, bias = np.linspace(1, 2, shape[1], dtype=np.float32), np.ones(shape[1], np.float32)
+    if len(x) > 2:
+        x[1, 0] = np.nan
     total = (x.astype(np.float32) + residual.astype(np.float32)).astype(dtype)
-    y, got = normlib.add_layer_norm(x, residual, gain)
-    same(got, total)
-    same(y, normlib.layer_norm(total, gain))
-    out = np.empty_like(x), np.empty_like(x)
-    y, got, rstd = normlib.add_rms_norm_forward(x, residual, gain, out=out)
-    assert y is out[0]
-    assert got is out[1]
+    shifted = np.empty(2 * x.size + 1, dtype)[1:].reshape(2, *shape)
+    for given in (None, (np.empty_like(x), np.empty_like(x)), (shifted[0], shifted[1])):
+        results = normlib.add_layer_norm_forward(x, residual, gain, bias, out=given)
+        if given is not None:
+            assert results[0] is given[0]
+            assert results[1] is given[1]
+        same(results[1], total)
+        for got, expected in zip(
+            [results[0], *results[2:]], normlib.layer_norm_forward(total, gain, bias), strict=True
+        ):
+            same(got, expected)
+        y, got = normlib.add_rms_norm(x, residual, gain, out=given)
+        same(got, total)
+        same(y, normlib.rms_norm(total, gain))
+    in_place = x.copy(), residual.copy()
+    y, got, rstd = normlib.add_rms_norm_forward(*in_place, gain, out=in_place)
     same(y, normlib.rms_norm(total, gain))
+    same(got, total)
     dx, _ = normlib.add_rms_norm_backward(y, x, total, rstd, gain)
     assert dx.dtype == dtype
+
+
+@ids
+def test_a_residual_is_cast_to_the_half_type(dtype, rng):
+    x, residual = rng.standard_normal((2, 3, 40)).astype(np.float32)
+    x = x.astype(dtype)
+    _, total = normlib.add_layer_norm(x, residual)
+    _, expected = normlib.add_layer_norm(x, residual.astype(dtype))
+    same(total, expected)
+    with pytest.raises(ShapeError, match="residual must have shape"):
+        normlib.add_layer_norm(x, x[:2])
 
 
 @ids

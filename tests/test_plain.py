@@ -7,8 +7,12 @@ import normlib
 from normlib import _kernels
 
 PLAIN = {
-    "layer_norm": ("layer_norm_plain",),
+    "layer_norm": ("layer_norm_plain", "add_layer_norm_plain"),
     "layer_norm_backward": ("layer_norm_backward_plain",),
+    "rms_norm": ("rms_norm_plain", "add_rms_norm_plain"),
+    "rms_norm_backward": ("rms_norm_backward_plain",),
+    "group_norm": ("group_norm_plain",),
+    "group_norm_backward": ("group_norm_backward_plain",),
     "batch_norm": ("batch_norm_plain", "batch_norm_forward_plain"),
     "batch_norm_backward": ("batch_norm_backward_plain",),
 }
@@ -41,6 +45,19 @@ def taken(monkeypatch):
     return taken
 
 
+def group_calls(x, dy, gain, bias, groups):
+    """The same of group norm, and of instance norm where it is one."""
+    yield lambda: normlib.group_norm(x, groups, gain, bias)
+    yield lambda: normlib.group_norm_forward(x, groups, None, bias, out=np.empty_like(x))
+    yield lambda: normlib.group_norm_forward(x, groups)
+    _, mean, rstd = normlib.group_norm_forward(x, groups)
+    yield lambda: normlib.group_norm_backward(dy, x, groups, mean, rstd, gain)
+    yield lambda: normlib.group_norm_backward(dy, x, groups, mean, rstd)
+    if groups == x.shape[1] and x[0, 0].size > 1:
+        yield lambda: normlib.instance_norm(x, gain, bias)
+        yield lambda: normlib.instance_norm_backward(dy, x, mean, rstd, gain)
+
+
 def calls(x, dy, gain, bias, axis):
     """Each function's call; layer norm knows the last axis alone."""
     if axis in (-1, x.ndim - 1):
@@ -52,6 +69,13 @@ def calls(x, dy, gain, bias, axis):
         _, mean, rstd = normlib.layer_norm_forward(x)
         yield lambda: normlib.layer_norm_backward(dy, x, mean, rstd, gain_n)
         yield lambda: normlib.layer_norm_backward(dy, x, mean, rstd)
+        yield lambda: normlib.add_layer_norm(x, dy, gain_n, bias_n)
+        yield lambda: normlib.add_layer_norm_backward(dy, dy, x, mean, rstd, gain_n)
+        yield lambda: normlib.rms_norm_forward(x, gain_n, out=np.empty_like(x))
+        yield lambda: normlib.add_rms_norm_forward(x, dy, gain_n)
+        _, rstd_n = normlib.rms_norm_forward(x)
+        yield lambda: normlib.rms_norm_backward(dy, x, rstd_n, gain_n)
+        yield lambda: normlib.add_rms_norm_backward(dy, x, dy, rstd_n)
     n = x.shape[axis]
     gain_c, bias_c = gain[:n], bias[:n]
     yield lambda: normlib.batch_norm_forward(x, gain_c, bias_c, channel_axis=axis)
@@ -79,7 +103,32 @@ def test_plain_arguments_give_the_bits_of_the_checked_path(
     if x.shape[axis] == x.size:  # one value a channel
         x, dy = np.stack([x, dy]), np.stack([dy, x])
         axis = 1
-    for call in calls(x, dy, gain, bias, axis):
+    check(calls(x, dy, gain, bias, axis), taken)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [
+        ((5, 6), 2),
+        ((9, 66), 1),
+        ((3, 6, 32), 3),
+        ((3, 6, 7, 11), 6),
+        ((2, 4, 1), 4),
+        ((5, 9, 40), 9),
+    ],
+)
+def test_plain_groups_give_the_bits_of_the_checked_path(
+    cpu_level, n_threads, taken, shape, groups, dtype, rng
+):
+    x, dy = rng.standard_normal((2, *shape)).astype(dtype)
+    gain, bias = rng.standard_normal((2, shape[1])).astype(dtype)
+    check(group_calls(x, dy, gain, bias, groups), taken)
+
+
+def check(calls, taken):
+    """Each call takes the plain path, and gives the bits of the other."""
+    for call in calls:
         taken.clear()
         taken.closed = False
         plain = call()
@@ -113,6 +162,12 @@ def test_what_is_not_plain_is_left_to_the_checked_path(taken, rng):
         lambda: normlib.layer_norm_backward(x, x, mean.astype(np.float32), rstd),
         lambda: normlib.layer_norm_backward(x.astype(float), x, mean, rstd),
         lambda: normlib.batch_norm(x, list(mean_c), var),
+        lambda: normlib.rms_norm_backward(x.astype(float), x, rstd, gain),
+        lambda: normlib.add_layer_norm_backward(x, x.astype(float), x, mean, rstd),
+        lambda: normlib.group_norm(x.T, 2),
+        lambda: normlib.group_norm(x[:, :, None], 2, channel_axis=-2),
+        lambda: normlib.group_norm(np.ones((6, 4, 5), np.float32), 2, gain),
+        lambda: normlib.group_norm(np.ones((6, 5, 4), np.float32), 2, gain, channel_axis=2),
         lambda: normlib.batch_norm(x, mean_c, var, channel_axis=np.int64(1)),
         lambda: normlib.batch_norm(x.astype(float), mean_c, over[0], out=over),
         lambda: normlib.batch_norm_forward(x.T, channel_axis=0),
@@ -136,6 +191,15 @@ def test_what_is_not_plain_is_left_to_the_checked_path(taken, rng):
         lambda x, c: normlib.batch_norm_backward(x[:1], x, c, c),
         lambda x, c: normlib.layer_norm_forward(x, out=x[:1]),
         lambda x, c: normlib.layer_norm_backward(x, x, c, c),
+        lambda x, c: normlib.layer_norm_backward(x, x, None, c),
+        lambda x, c: normlib.rms_norm_backward(x, x, c),
+        lambda x, c: normlib.add_rms_norm(x, None),
+        lambda x, c: normlib.add_rms_norm_backward(x, c, x, np.ones(6)),
+        lambda x, c: normlib.group_norm(x, 3),
+        lambda x, c: normlib.group_norm(x, None),
+        lambda x, c: normlib.group_norm(x, 2, channel_axis=0),
+        lambda x, c: normlib.instance_norm(x),
+        lambda x, c: normlib.group_norm_backward(x, x, 2, c, c),
     ],
 )
 def test_errors_are_those_of_the_checked_path(call, taken):

@@ -74,6 +74,14 @@ class Normlib(Peer):
     def add_rms_norm(self, i: Inputs) -> Run:
         return lambda: normlib.add_rms_norm(i.x, i.dy, i.gain, eps=EPS)
 
+    def add_layer_norm_backward(self, i: Inputs) -> Run:
+        _, mean, rstd = normlib.layer_norm_forward(i.x, i.gain, i.bias, eps=EPS)
+        return lambda: normlib.add_layer_norm_backward(i.dy, i.dy, i.x, mean, rstd, i.gain)
+
+    def add_rms_norm_backward(self, i: Inputs) -> Run:
+        _, rstd = normlib.rms_norm_forward(i.x, i.gain, eps=EPS)
+        return lambda: normlib.add_rms_norm_backward(i.dy, i.dy, i.x, rstd, i.gain)
+
     def group_norm(self, i: Inputs) -> Run:
         return lambda: normlib.group_norm(i.x, i.groups, i.gain, i.bias, eps=EPS)
 

@@ -98,6 +98,16 @@ class Torch(Peer):
 
         return run
 
+    def add_layer_norm_backward(self, i: Inputs) -> Run:
+        dtotal = torch.from_numpy(i.dy)
+        backward: Callable[[], Any] = self.layer_norm_backward(i)
+
+        def run() -> tuple[torch.Tensor, ...]:
+            dx, dgain, dbias = backward()
+            return dx.add_(dtotal), dgain, dbias
+
+        return run
+
     def group_norm(self, i: Inputs) -> Run:
         x, gain, bias = map(torch.from_numpy, (i.x, i.gain, i.bias))
         groups = i.groups

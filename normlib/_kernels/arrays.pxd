@@ -19,17 +19,22 @@ cdef inline bint is_single(object array) noexcept:
     return cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32
 
 
-cdef inline bint is_plain(object array) noexcept:
-    """An ndarray of native float32 or float64, C-contiguous and aligned: as kernels take it."""
-    cdef int number
-    if not cnp.PyArray_CheckExact(array):
-        return False
-    number = cnp.PyArray_TYPE(array)
+cdef inline bint is_aligned(object array) noexcept:
+    """An ndarray in native byte order, C-contiguous and aligned."""
     return (
-        (number == cnp.NPY_FLOAT32 or number == cnp.NPY_FLOAT64)
+        cnp.PyArray_CheckExact(array)
         and cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED)
         and cnp.PyArray_ISNOTSWAPPED(array)
     )
+
+
+cdef inline bint is_plain(object array) noexcept:
+    """The same of float32 or float64: as kernels take it."""
+    cdef int number
+    if not is_aligned(array):
+        return False
+    number = cnp.PyArray_TYPE(array)
+    return number == cnp.NPY_FLOAT32 or number == cnp.NPY_FLOAT64
 
 
 cdef inline bint overlap(object a, object b) noexcept:

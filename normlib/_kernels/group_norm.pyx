@@ -12,14 +12,18 @@ those of layer norm. The output goes by planes, the runs of one channel:
 
 or, where inner is 1, by rows, gain and bias taken element by element, as in layer_norm.pyx.
 """
+cimport numpy as cnp
 from cython.parallel cimport prange
 from libc.math cimport sqrt
 
 from normlib._kernels.affine cimport affine_row, at_or_null
 from normlib._kernels.arrays cimport address, dim, is_single
+from normlib._kernels.buffers cimport aligned_like
+from normlib._kernels.groups cimport Layout, find_groups, is_short
 from normlib._kernels.norm_rows cimport NormForward, forward_capsule
+from normlib._kernels.plain cimport apart, is_eps, is_input, is_output, is_parameter
 from normlib._kernels.rows cimport (
-    GROUP, Moments, QUICK, ScaledMoments, needs_scaling, quick_moments, row_moments,
+    GROUP, GROUP_FLOATS, Moments, QUICK, ScaledMoments, needs_scaling, quick_moments, row_moments,
     scaled_moments, scaled_xhat, unscaled_mean, unscaled_rstd, vector_range,
 )
 from normlib._kernels.vec cimport (
@@ -27,15 +31,7 @@ from normlib._kernels.vec cimport (
     vreal, vstore_first,
 )
 
-cdef enum:
-    GROUP_FLOATS = 3072  # elements in a group of rows, as for layer norm
-
-
-cdef struct Layout:
-    Py_ssize_t n_rows    # samples * groups
-    Py_ssize_t groups
-    Py_ssize_t channels  # of a group
-    Py_ssize_t inner
+cnp.import_array()
 
 
 cdef struct Row:
@@ -176,13 +172,14 @@ cdef void forward_part(const vreal *x, const vreal *gain, const vreal *bias, vre
     cdef Py_ssize_t channels = layout.channels
     cdef Py_ssize_t inner = layout.inner
     cdef Py_ssize_t n = channels * inner
+    cdef Py_ssize_t n_rows = layout.samples * layout.groups
     # So few rows that they stay in L1 from their moments to their output.
     cdef Py_ssize_t size = max(1, min(GROUP, GROUP_FLOATS // n))
-    cdef Py_ssize_t n_sizes = (layout.n_rows + size - 1) // size
+    cdef Py_ssize_t n_sizes = (n_rows + size - 1) // size
     cdef Py_ssize_t first = n_sizes * part // n_parts * size
-    cdef Py_ssize_t stop = min(n_sizes * (part + 1) // n_parts * size, layout.n_rows)
+    cdef Py_ssize_t stop = min(n_sizes * (part + 1) // n_parts * size, n_rows)
     cdef Py_ssize_t run = n if inner == 1 else inner
-    cdef bint stream = (layout.n_rows * n >= STREAM_FLOATS and run % (4 * lanes(x)) == 0
+    cdef bint stream = (n_rows * n >= STREAM_FLOATS and run % (4 * lanes(x)) == 0
                         and to_boundary(y) == 0)
     cdef Py_ssize_t count, r, i
     while first < stop:
@@ -216,13 +213,8 @@ cdef void forward_rows(const vreal *x, const vreal *gain, const vreal *bias, vre
         forward_part(x, gain, bias, y, mean, rstd, &layout, eps, part, n_threads)
 
 
-def group_norm_forward(x, Py_ssize_t groups, gain, bias, double eps, y, mean, rstd,
-                       int n_threads):
-    """Normalize x (samples, channels, inner) into y.
-
-    gain, bias (channels,), and mean, rstd (samples, groups) may be None.
-    """
-    cdef Layout layout = Layout(dim(x, 0) * groups, groups, dim(x, 1) // groups, dim(x, 2))
+cdef int forward(object x, object gain, object bias, double eps, object y, object mean,
+                 object rstd, Layout layout, int n_threads) except -1:
     cdef void *x_data = address(x)
     cdef void *gain_data = address(gain)
     cdef void *bias_data = address(bias)
@@ -237,6 +229,45 @@ def group_norm_forward(x, Py_ssize_t groups, gain, bias, double eps, y, mean, rs
         else:
             forward_rows[vf64](<vf64 *>x_data, <vf64 *>gain_data, <vf64 *>bias_data,
                                <vf64 *>y_data, mean_data, rstd_data, layout, eps, n_threads)
+    return 0
+
+
+def group_norm_forward(x, Py_ssize_t groups, gain, bias, double eps, y, mean, rstd,
+                       int n_threads):
+    """Normalize x (samples, channels, inner) into y.
+
+    gain, bias (channels,), and mean, rstd (samples, groups) may be None.
+    """
+    forward(x, gain, bias, eps, y, mean, rstd,
+            Layout(dim(x, 0), groups, dim(x, 1) // groups, dim(x, 2)), n_threads)
+
+
+def group_norm_plain(x, groups, gain, bias, channel_axis, eps, out, bint statistics, threads_for):
+    """(y, mean, rstd), the last two None without statistics, groups None for one a channel; None
+    unless every argument is plain.
+    """
+    cdef Layout layout
+    cdef cnp.npy_intp sizes[2]
+    if not (is_input(x) and is_eps(eps) and is_output(out, x) and apart(out, gain, bias)):
+        return None
+    layout = find_groups(x, groups, channel_axis)
+    if not (layout.groups > 0 and is_parameter(gain, x, dim(x, 1))
+            and is_parameter(bias, x, dim(x, 1))):
+        return None
+    if gain is None and bias is None:   # a group is a plane
+        layout.inner *= layout.channels
+        layout.channels = 1
+    elif is_short(&layout):
+        return None
+    y = aligned_like(x) if out is None else out
+    mean = rstd = None
+    if statistics:
+        sizes[0] = layout.samples
+        sizes[1] = layout.groups
+        mean = cnp.PyArray_SimpleNew(2, sizes, cnp.NPY_FLOAT64)
+        rstd = cnp.PyArray_SimpleNew(2, sizes, cnp.NPY_FLOAT64)
+    forward(x, gain, bias, eps, y, mean, rstd, layout, threads_for(cnp.PyArray_SIZE(x)))
+    return y, mean, rstd
 
 
 # ---- one row, for a loop of others ---------------------------------------------------------------
@@ -251,7 +282,7 @@ cdef void forward_row(
     double *cache,          # OUT mean (groups,), rstd (groups,); or NULL
 ) noexcept nogil:
     cdef Py_ssize_t groups = <Py_ssize_t>vget(parameters[2], 0)
-    cdef Layout layout = Layout(groups, groups, n // groups, 1)
+    cdef Layout layout = Layout(1, groups, n // groups, 1)
     forward_part(x, parameters[0], parameters[1], y, cache,
                  NULL if cache == NULL else cache + groups, &layout, eps, 0, 1)
 

@@ -1,9 +1,9 @@
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-def scratch_shape(samples: int, channels: int, inner: int) -> tuple[int, int, int]: ...
 def group_norm_backward(
     dy: NDArray[Any],
     x: NDArray[Any],
@@ -14,8 +14,17 @@ def group_norm_backward(
     dx: NDArray[Any],
     dgain: NDArray[np.float64],
     dbias: NDArray[np.float64],
-    partial: NDArray[np.float64],
     n_threads: int,
 ) -> None: ...
+def group_norm_backward_plain(
+    dy: ArrayLike,
+    x: ArrayLike,
+    groups: int | None,
+    mean: ArrayLike,
+    rstd: ArrayLike,
+    gain: ArrayLike | None,
+    channel_axis: int,
+    threads_for: Callable[[int], int],
+) -> tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any]] | None: ...
 def row_function(single: bool) -> object: ...
 def affine_function(single: bool) -> object: ...

@@ -6,10 +6,12 @@ from numpy.typing import ArrayLike, NDArray
 
 def layer_norm_forward(
     x: NDArray[Any],
+    residual: NDArray[Any] | None,
     gain: NDArray[Any] | None,
     bias: NDArray[Any] | None,
     eps: float,
     y: NDArray[Any],
+    total: NDArray[Any] | None,
     mean: NDArray[np.float64] | None,
     rstd: NDArray[np.float64] | None,
     n_threads: int,
@@ -34,18 +36,6 @@ def layer_norm_plain(
     statistics: Literal[True],
     threads_for: Callable[[int], int],
 ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.float64]] | None: ...
-def add_layer_norm_forward(
-    x: NDArray[Any],
-    residual: NDArray[Any],
-    gain: NDArray[Any] | None,
-    bias: NDArray[Any] | None,
-    eps: float,
-    y: NDArray[Any],
-    total: NDArray[Any],
-    mean: NDArray[np.float64] | None,
-    rstd: NDArray[np.float64] | None,
-    n_threads: int,
-) -> None: ...
 @overload
 def add_layer_norm_plain(
     x: ArrayLike,
@@ -68,14 +58,4 @@ def add_layer_norm_plain(
     statistics: Literal[True],
     threads_for: Callable[[int], int],
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64], NDArray[np.float64]] | None: ...
-def layer_norm_half(
-    x: NDArray[Any],
-    gain: NDArray[Any] | None,
-    bias: NDArray[Any] | None,
-    eps: float,
-    y: NDArray[Any],
-    mean: NDArray[np.float64] | None,
-    rstd: NDArray[np.float64] | None,
-    n_threads: int,
-) -> None: ...
 def row_function(single: bool) -> object: ...

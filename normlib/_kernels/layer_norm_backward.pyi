@@ -9,8 +9,9 @@ def layer_norm_backward(
     dy: NDArray[Any],
     x: NDArray[Any],
     gain: NDArray[Any] | None,
-    mean: NDArray[np.float64],
+    mean: NDArray[np.float64] | None,
     rstd: NDArray[np.float64],
+    dtotal: NDArray[Any] | None,
     dx: NDArray[Any],
     dgain: NDArray[Any] | None,
     dbias: NDArray[Any],
@@ -22,6 +23,7 @@ def layer_norm_backward_plain(
     mean: ArrayLike,
     rstd: ArrayLike,
     gain: ArrayLike | None,
+    dtotal: ArrayLike | None,
     threads_for: Callable[[int], int],
 ) -> tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any]] | None: ...
 def row_function(single: bool) -> object: ...

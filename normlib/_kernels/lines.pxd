@@ -18,12 +18,6 @@ cdef struct Lines:
     Py_ssize_t others    # the first of them, which are not of this output
 
 
-cdef inline void no_lines(Lines *lines) noexcept nogil:
-    lines.start = NULL
-    lines.held = 0
-    lines.others = 0
-
-
 cdef inline void open_lines(Lines *lines, vreal *y) noexcept nogil:
     """Begin a run at y."""
     lines.others = (lanes(y) - to_boundary(y)) % lanes(y)

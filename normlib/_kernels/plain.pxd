@@ -6,8 +6,9 @@ then takes the call, copies and converts, or raises the error.
 cimport numpy as cnp
 from libc.math cimport isfinite
 
-from normlib._kernels.arrays cimport dim, is_plain, overlap
+from normlib._kernels.arrays cimport dim, is_aligned, is_plain, overlap
 from normlib._kernels.channels cimport Shape
+from normlib._kernels.halves cimport NO_FLOAT, kind_of
 
 
 cdef inline bint is_eps(object eps) noexcept:
@@ -22,6 +23,12 @@ cdef inline bint is_input(object x) noexcept:
     return is_plain(x) and cnp.PyArray_NDIM(x) > 0 and cnp.PyArray_SIZE(x) > 0
 
 
+cdef inline bint is_input_or_half(object x) noexcept:
+    """The same, of a half type too."""
+    return is_aligned(x) and (
+        kind_of(x) != NO_FLOAT and cnp.PyArray_NDIM(x) > 0 and cnp.PyArray_SIZE(x) > 0)
+
+
 cdef inline bint starts_like(object array, object x, int n_axes) noexcept:
     """Whether array has n_axes axes, of x's first sizes."""
     cdef int axis
@@ -34,8 +41,8 @@ cdef inline bint starts_like(object array, object x, int n_axes) noexcept:
 
 
 cdef inline bint is_like(object array, object x) noexcept:
-    """A plain array of x's type and shape."""
-    return (is_plain(array) and cnp.PyArray_TYPE(array) == cnp.PyArray_TYPE(x)
+    """An array of x's type and shape, and as plain as x."""
+    return (is_aligned(array) and cnp.PyArray_TYPE(array) == cnp.PyArray_TYPE(x)
             and starts_like(array, x, cnp.PyArray_NDIM(x)))
 
 

@@ -6,9 +6,11 @@ from numpy.typing import ArrayLike, NDArray
 
 def rms_norm_forward(
     x: NDArray[Any],
+    residual: NDArray[Any] | None,
     gain: NDArray[Any] | None,
     eps: float,
     y: NDArray[Any],
+    total: NDArray[Any] | None,
     rstd: NDArray[np.float64] | None,
     n_threads: int,
 ) -> None: ...
@@ -30,16 +32,6 @@ def rms_norm_plain(
     statistics: Literal[True],
     threads_for: Callable[[int], int],
 ) -> tuple[NDArray[Any], NDArray[np.float64]] | None: ...
-def add_rms_norm_forward(
-    x: NDArray[Any],
-    residual: NDArray[Any],
-    gain: NDArray[Any] | None,
-    eps: float,
-    y: NDArray[Any],
-    total: NDArray[Any],
-    rstd: NDArray[np.float64] | None,
-    n_threads: int,
-) -> None: ...
 @overload
 def add_rms_norm_plain(
     x: ArrayLike,
@@ -60,12 +52,4 @@ def add_rms_norm_plain(
     statistics: Literal[True],
     threads_for: Callable[[int], int],
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]] | None: ...
-def rms_norm_half(
-    x: NDArray[Any],
-    gain: NDArray[Any] | None,
-    eps: float,
-    y: NDArray[Any],
-    rstd: NDArray[np.float64] | None,
-    n_threads: int,
-) -> None: ...
 def row_function(single: bool) -> object: ...

@@ -1,41 +1,33 @@
 """Root-mean-square normalization of rows.
 
-Arrays come in checked: C-contiguous, of one dtype (float32 or float64), statistics in float64, at
-least one row and one feature.
+Arrays come in checked: C-contiguous, of one dtype, gain of that in which it is computed, statistics
+in float64, at least one row and one feature.
 
 Design
 ------
-y = x * rstd * gain, with rstd = 1 / sqrt(mean(x**2) + eps). As in layer_norm.pyx a thread takes a
-group of rows at a time, all their sums of squares first and then their output. A float32 row's sum
+y = x * rstd * gain, with rstd = 1 / sqrt(mean(x**2) + eps). Rows go by groups
+(row_groups.pxd), all their sums of squares first and then their output. A float32 row's sum
 for y is taken in float32, folded to double every FOLD blocks, and again in double if it is extreme
 or the statistics are asked for; squares of floats neither overflow nor underflow there. float64
 rows whose squares do are done again, scaled by a power of two.
 """
 cimport numpy as cnp
-from cython.parallel cimport prange
 from libc.math cimport fabs, frexp, isfinite, ldexp, sqrt
 
-from normlib._kernels.affine cimport add_run, affine_row
-from normlib._kernels.arrays cimport address, dim, is_single
-from normlib._kernels.buffers cimport aligned_like
-from normlib._kernels.halves cimport (
-    Halves, is_plain_half, new_scratch, streams, vec_narrow_halves, vec_widen_halves,
-)
+from normlib._kernels.affine cimport affine_row
+from normlib._kernels.arrays cimport dim
 from normlib._kernels.norm_rows cimport NormForward, forward_capsule
-from normlib._kernels.plain cimport (
-    apart, is_eps, is_input, is_like, is_output, is_pair, is_parameter,
+from normlib._kernels.row_groups cimport (
+    Normalization, NormalizeGroup, normalize, normalize_plain,
 )
 from normlib._kernels.rows cimport FOLD, GROUP, QUICK, needs_scaling, vector_range
 from normlib._kernels.vec cimport (
-    MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, STREAM_FLOATS, at, at_out, block_vecs,
-    lanes, to_boundary, vec_fence, vf32, vf64, vf64_set, vfma, vfold, vget, vload_first,
-    vload_wide, vput, vreal, vset, vstore, vsum_wide, vwiden, wide_vecs,
+    MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, at, at_out, block_vecs, lanes, to_boundary, vf32,
+    vf64, vf64_set, vfma, vfold, vget, vload_first, vload_wide, vput, vreal, vset, vstore,
+    vsum_wide, vwiden, wide_vecs,
 )
 
 cnp.import_array()
-
-cdef enum:
-    GROUP_FLOATS = 3072  # elements in a group of rows, as for layer norm
 
 
 cdef struct Scaled:
@@ -218,7 +210,9 @@ cdef inline void normalize_rows(
 cdef void forward_group(
     const vreal *x,         # IN  (n_rows, n)
     const vreal *gain,      # IN  (n,) or NULL
+    const vreal *bias,      # NULL
     vreal *y,               # OUT (n_rows, n), may be x
+    double *mean,           # NULL
     double *rstd,           # OUT (n_rows,) or NULL
     Py_ssize_t n_rows,      # at most GROUP
     Py_ssize_t n,
@@ -257,221 +251,31 @@ cdef void forward_group(
         normalize_rows(x, gain, y, n_rows, n, scale, done, False)
 
 
-cdef void forward_part(const vreal *x, const vreal *gain, vreal *y, double *rstd,
-                       Py_ssize_t n_rows, Py_ssize_t n, double eps, int part,
-                       int n_parts) noexcept nogil:
-    """The groups of one of n_parts equal parts."""
-    # So few rows that they stay in L1 from their sums to their output.
-    cdef Py_ssize_t group = max(1, min(GROUP, GROUP_FLOATS // n))
-    cdef Py_ssize_t n_groups = (n_rows + group - 1) // group
-    cdef Py_ssize_t first = n_groups * part // n_parts * group
-    cdef Py_ssize_t stop = min(n_groups * (part + 1) // n_parts * group, n_rows)
-    cdef bint stream = (n_rows * n >= STREAM_FLOATS and n % (4 * lanes(x)) == 0
-                        and to_boundary(y) == 0)
-    while first < stop:
-        forward_group(at(x, first * n), gain, at_out(y, first * n),
-                      NULL if rstd == NULL else rstd + first, min(group, stop - first), n, eps,
-                      stream)
-        first += group
-    if stream:
-        vec_fence()
+# ---- arrays --------------------------------------------------------------------------------------
 
 
-cdef void forward_rows(const vreal *x, const vreal *gain, vreal *y, double *rstd,
-                       Py_ssize_t n_rows, Py_ssize_t n, double eps, int n_threads) noexcept nogil:
-    cdef int part
-    if n_threads == 1:
-        forward_part(x, gain, y, rstd, n_rows, n, eps, 0, 1)
-        return
-    for part in prange(n_threads, schedule="static", num_threads=n_threads):
-        forward_part(x, gain, y, rstd, n_rows, n, eps, part, n_threads)
+cdef Normalization RMS_NORM = Normalization(
+    <NormalizeGroup>forward_group[vf32], <NormalizeGroup>forward_group[vf64], False)
 
 
-cdef int run(object x, object gain, object y, object rstd, Py_ssize_t n_rows, Py_ssize_t n,
-             double eps, int n_threads) except -1:
-    cdef void *x_data = address(x)
-    cdef void *gain_data = address(gain)
-    cdef void *y_data = address(y)
-    cdef double *rstd_data = <double *>address(rstd)
-    cdef bint single = is_single(x)
-    with nogil:
-        if single:
-            forward_rows[vf32](<vf32 *>x_data, <vf32 *>gain_data, <vf32 *>y_data, rstd_data,
-                               n_rows, n, eps, n_threads)
-        else:
-            forward_rows[vf64](<vf64 *>x_data, <vf64 *>gain_data, <vf64 *>y_data, rstd_data,
-                               n_rows, n, eps, n_threads)
-    return 0
+def rms_norm_forward(x, residual, gain, double eps, y, total, rstd, int n_threads):
+    """Normalize the rows of x (rows, n), or of total = x + residual, into y.
 
-
-def rms_norm_forward(x, gain, double eps, y, rstd, int n_threads):
-    """Normalize the rows of x (rows, n) into y; gain and rstd may be None."""
-    run(x, gain, y, rstd, dim(x, 0), dim(x, 1), eps, n_threads)
+    residual and total, gain and rstd may be None.
+    """
+    normalize(&RMS_NORM, x, residual, gain, None, eps, y, total, None, rstd, dim(x, 0), dim(x, 1),
+              n_threads)
 
 
 def rms_norm_plain(x, gain, eps, out, bint statistics, threads_for):
-    """rms_norm over the last axis, or (y, rstd); None unless every argument is plain.
-
-    threads_for(elements) tells how many threads to use.
-    """
-    cdef bint half = is_plain_half(x, gain, None, eps, out)
-    if not half and not (is_input(x) and is_eps(eps)):
-        return None
-    cdef int n_axes = cnp.PyArray_NDIM(x)
-    cdef Py_ssize_t n = dim(x, n_axes - 1)
-    cdef Py_ssize_t n_rows = cnp.PyArray_SIZE(x) // n
-    if not half and not (is_parameter(gain, x, n) and is_output(out, x) and apart(out, gain, None)):
-        return None
-    y = aligned_like(x) if out is None else out
-    rstd = None
-    if statistics:
-        rstd = cnp.PyArray_SimpleNew(n_axes - 1, cnp.PyArray_DIMS(x), cnp.NPY_FLOAT64)
-    if half:
-        half_forward(x, gain, eps, y, rstd, n_rows, n, threads_for(n_rows * n))
-    else:
-        run(x, gain, y, rstd, n_rows, n, eps, threads_for(n_rows * n))
-    return (y, rstd) if statistics else y
-
-
-# ---- with a residual added first -----------------------------------------------------------------
-
-
-cdef void add_part(const vreal *x, const vreal *residual, const vreal *gain,
-                   vreal *y, vreal *total, double *rstd, Py_ssize_t n_rows, Py_ssize_t n,
-                   double eps, int part, int n_parts) noexcept nogil:
-    """The groups of one of n_parts equal parts of total = x + residual, and of y."""
-    # Where total goes past the cache, its group stays here until it is normalized.
-    cdef double buffer[GROUP_FLOATS]
-    cdef vreal *near = <vreal *>buffer
-    cdef const vreal *source
-    cdef Py_ssize_t group = max(1, min(GROUP, GROUP_FLOATS // n))
-    cdef Py_ssize_t n_groups = (n_rows + group - 1) // group
-    cdef Py_ssize_t first = n_groups * part // n_parts * group
-    cdef Py_ssize_t stop = min(n_groups * (part + 1) // n_parts * group, n_rows)
-    cdef bint large = n_rows * n >= STREAM_FLOATS and n % (4 * lanes(x)) == 0
-    cdef bint stream = large and to_boundary(y) == 0
-    cdef bint stream_total = large and to_boundary(total) == 0 and n <= GROUP_FLOATS
-    cdef Py_ssize_t count, i
-    while first < stop:
-        count = min(group, stop - first)
-        i = first * n
-        if stream_total:
-            add_run(at(x, i), at(residual, i), near, at_out(total, i), count * n, True)
-            source = near
-        else:
-            add_run(at(x, i), at(residual, i), at_out(total, i), NULL, count * n, False)
-            source = at(total, i)
-        forward_group(source, gain, at_out(y, i), NULL if rstd == NULL else rstd + first,
-                      count, n, eps, stream)
-        first += group
-    if stream or stream_total:
-        vec_fence()
-
-
-cdef void add_rows(const vreal *x, const vreal *residual, const vreal *gain,
-                   vreal *y, vreal *total, double *rstd, Py_ssize_t n_rows, Py_ssize_t n,
-                   double eps, int n_threads) noexcept nogil:
-    cdef int part
-    if n_threads == 1:
-        add_part(x, residual, gain, y, total, rstd, n_rows, n, eps, 0, 1)
-        return
-    for part in prange(n_threads, schedule="static", num_threads=n_threads):
-        add_part(x, residual, gain, y, total, rstd, n_rows, n, eps, part,
-                 n_threads)
-
-
-cdef int run_add(object x, object residual, object gain, object y,
-                 object total, object rstd, Py_ssize_t n_rows,
-                 Py_ssize_t n, double eps, int n_threads) except -1:
-    cdef void *x_data = address(x)
-    cdef void *residual_data = address(residual)
-    cdef void *gain_data = address(gain)
-    cdef void *y_data = address(y)
-    cdef void *total_data = address(total)
-    cdef double *rstd_data = <double *>address(rstd)
-    cdef bint single = is_single(x)
-    with nogil:
-        if single:
-            add_rows[vf32](<vf32 *>x_data, <vf32 *>residual_data, <vf32 *>gain_data,
-                           <vf32 *>y_data, <vf32 *>total_data, rstd_data,
-                           n_rows, n, eps, n_threads)
-        else:
-            add_rows[vf64](<vf64 *>x_data, <vf64 *>residual_data, <vf64 *>gain_data,
-                           <vf64 *>y_data, <vf64 *>total_data, rstd_data,
-                           n_rows, n, eps, n_threads)
-    return 0
-
-
-def add_rms_norm_forward(x, residual, gain, double eps, y, total, rstd, int n_threads):
-    """total = x + residual (rows, n), and its rows normalized into y."""
-    run_add(x, residual, gain, y, total, rstd, dim(x, 0), dim(x, 1), eps, n_threads)
+    """rms_norm over the last axis, or (y, rstd); None unless every argument is plain."""
+    return normalize_plain(&RMS_NORM, x, None, False, gain, None, eps, out, statistics, threads_for)
 
 
 def add_rms_norm_plain(x, residual, gain, eps, out, bint statistics, threads_for):
     """(y, x + residual) over the last axis, and rstd; None unless every argument is plain."""
-    if not (is_input(x) and is_like(residual, x) and is_eps(eps)):
-        return None
-    cdef int n_axes = cnp.PyArray_NDIM(x)
-    cdef Py_ssize_t n = dim(x, n_axes - 1)
-    cdef Py_ssize_t n_rows = cnp.PyArray_SIZE(x) // n
-    if not (is_parameter(gain, x, n) and is_pair(out, x, residual, gain, None)):
-        return None
-    y, total = (aligned_like(x), aligned_like(x)) if out is None else out
-    rstd = None
-    if statistics:
-        rstd = cnp.PyArray_SimpleNew(n_axes - 1, cnp.PyArray_DIMS(x), cnp.NPY_FLOAT64)
-    run_add(x, residual, gain, y, total, rstd, n_rows, n, eps, threads_for(n_rows * n))
-    return (y, total, rstd) if statistics else (y, total)
-
-
-# ---- half types ----------------------------------------------------------------------------------
-
-
-cdef void half_part(const Halves *halves, const vf32 *gain, double *rstd, Py_ssize_t n_rows,
-                    Py_ssize_t n, double eps, int part, int n_parts) noexcept nogil:
-    """The groups of one of n_parts equal parts."""
-    cdef float *near = halves.scratch + part * halves.scratch_size
-    cdef Py_ssize_t group = max(1, min(GROUP, GROUP_FLOATS // n))
-    cdef Py_ssize_t n_groups = (n_rows + group - 1) // group
-    cdef Py_ssize_t first = n_groups * part // n_parts * group
-    cdef Py_ssize_t stop = min(n_groups * (part + 1) // n_parts * group, n_rows)
-    cdef bint stream = streams(halves, n_rows, n)
-    cdef Py_ssize_t count
-    while first < stop:
-        count = min(group, stop - first)
-        vec_widen_halves(halves.x + first * n, near, count * n, halves.brain)
-        forward_group(<const vf32 *>near, gain, <vf32 *>near,
-                      NULL if rstd == NULL else rstd + first, count, n, eps, False)
-        vec_narrow_halves(near, halves.y + first * n, count * n, halves.brain, stream)
-        first += group
-    if stream:
-        vec_fence()
-
-
-cdef void half_rows(Halves halves, const vf32 *gain, double *rstd, Py_ssize_t n_rows,
-                    Py_ssize_t n, double eps, int n_threads) noexcept nogil:
-    cdef int part
-    if n_threads == 1:
-        half_part(&halves, gain, rstd, n_rows, n, eps, 0, 1)
-        return
-    for part in prange(n_threads, schedule="static", num_threads=n_threads):
-        half_part(&halves, gain, rstd, n_rows, n, eps, part, n_threads)
-
-
-cdef int half_forward(object x, object gain, double eps, object y, object rstd,
-                      Py_ssize_t n_rows, Py_ssize_t n, int n_threads) except -1:
-    cdef Halves halves
-    _memory = new_scratch(&halves, x, y, max(<Py_ssize_t>GROUP_FLOATS, n), n_threads)
-    cdef void *gain_data = address(gain)
-    cdef double *rstd_data = <double *>address(rstd)
-    with nogil:
-        half_rows(halves, <vf32 *>gain_data, rstd_data, n_rows, n, eps, n_threads)
-    return 0
-
-
-def rms_norm_half(x, gain, double eps, y, rstd, int n_threads):
-    """Rows of a half type; gain in float32."""
-    half_forward(x, gain, eps, y, rstd, dim(x, 0), dim(x, 1), n_threads)
+    return normalize_plain(&RMS_NORM, x, residual, True, gain, None, eps, out, statistics,
+                           threads_for)
 
 
 # ---- one row, for a loop of others ---------------------------------------------------------------
@@ -485,7 +289,7 @@ cdef void forward_row(
     double eps,
     double *cache,          # OUT rstd; or NULL
 ) noexcept nogil:
-    forward_group(x, parameters[0], y, cache, 1, n, eps, False)
+    forward_group(x, parameters[0], <vreal *>NULL, y, NULL, cache, 1, n, eps, False)
 
 
 def row_function(bint single):

@@ -34,6 +34,7 @@ cdef enum:
     FOLD = 8             # blocks between two folds to double
     QUICK = 192          # shorter float32 rows gain nothing from quick moments
     GROUP = 8            # rows in flight
+    GROUP_FLOATS = 3072  # elements in a group of rows (benchmarks.thresholds)
 
 
 cdef struct Moments:

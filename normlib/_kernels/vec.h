@@ -719,4 +719,55 @@ VEC_FN void vec_narrow_halves(const float *x, uint16_t *y, ptrdiff_t n, int brai
         vec_narrow_run(x, y, n, 0, 0);
 }
 
+/* total = x + residual, rounded, past the cache if stream; and y the rounded sums as floats. */
+VEC_FN void vec_add_some(const uint16_t *x, const uint16_t *residual, uint16_t *total, float *y,
+                         ptrdiff_t n, int brain)
+{
+    uint16_t a[2 * VF32_LANES] = {0}, b[2 * VF32_LANES] = {0};
+    float sums[2 * VF32_LANES];
+    memcpy(a, x, (size_t)n * 2);
+    memcpy(b, residual, (size_t)n * 2);
+    for (int k = 0; k < 2 * VF32_LANES; k += VF32_LANES)
+        *(vf32 *)(sums + k) = brain ? vf32_from_bf16(a + k) + vf32_from_bf16(b + k)
+                                    : vf32_from_f16(a + k) + vf32_from_f16(b + k);
+    vec_narrow_some(sums, total, n, brain);
+    vec_widen_halves(total, y, n, brain);
+}
+VEC_FN void vec_add_run(const uint16_t *x, const uint16_t *residual, uint16_t *total, float *y,
+                        ptrdiff_t n, int brain, int stream)
+{
+    enum { LANES = VF32_LANES };
+    ptrdiff_t i = 0;
+    uint16_t rounded[2 * LANES];
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        vf32 a[2];
+        vec_halves h;
+        for (int k = 0; k < 2; k++) {
+            const uint16_t *p = x + i + k * LANES, *q = residual + i + k * LANES;
+            a[k] = brain ? vf32_from_bf16(p) + vf32_from_bf16(q) : vf32_from_f16(p) + vf32_from_f16(q);
+        }
+        h = brain ? vf32_as_bf16(a[0], a[1]) : vf32_as_f16(a[0], a[1]);
+        vec_put_halves(rounded, h);
+        if (stream)
+            vec_stream_halves(total + i, h);
+        else
+            vec_put_halves(total + i, h);
+        for (int k = 0; k < 2 * LANES; k += LANES)
+            *(vf32 *)(y + i + k) = brain ? vf32_from_bf16(rounded + k) : vf32_from_f16(rounded + k);
+    }
+    if (i < n) vec_add_some(x + i, residual + i, total + i, y + i, n - i, brain);
+}
+VEC_FN void vec_add_halves(const uint16_t *x, const uint16_t *residual, uint16_t *total, float *y,
+                           ptrdiff_t n, int brain, int stream)
+{
+    if (brain && stream)
+        vec_add_run(x, residual, total, y, n, 1, 1);
+    else if (brain)
+        vec_add_run(x, residual, total, y, n, 1, 0);
+    else if (stream)
+        vec_add_run(x, residual, total, y, n, 0, 1);
+    else
+        vec_add_run(x, residual, total, y, n, 0, 0);
+}
+
 #endif

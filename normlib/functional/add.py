@@ -2,27 +2,11 @@
 
 from typing import cast
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from normlib import _kernels
-from normlib._kernels.buffers import aligned_like
-from normlib.arrays import (
-    SINGLE,
-    Array,
-    Axis,
-    as_float,
-    as_like,
-    check_eps,
-    check_out,
-    computing_dtype,
-    required_like,
-    writable_directly,
-)
-from normlib.errors import ParameterError
-from normlib.functional import half
-from normlib.functional.layer import _LAST, _Rows, layer_norm_backward, layer_norm_forward
-from normlib.functional.rms import rms_norm_backward, rms_norm_forward
+from normlib.arrays import Array, Axis
+from normlib.functional.rows import LAST, Pair, differentiate, normalize
 from normlib.threads import threads_for
 
 __all__ = [
@@ -33,111 +17,6 @@ __all__ = [
     "add_rms_norm_backward",
     "add_rms_norm_forward",
 ]
-
-Pair = tuple[Array, Array]
-
-
-def _add_norm(
-    x: ArrayLike,
-    residual: ArrayLike,
-    gain: ArrayLike | None,
-    bias: ArrayLike | None,
-    axis: Axis,
-    eps: float,
-    out: Pair | None,
-    statistics: bool,
-    *,
-    centered: bool,
-) -> tuple[Array, Array, Array | None, Array | None]:
-    """y, the sum, its mean (if centered) and rstd: layer norm if centered, else RMS norm."""
-    eps = check_eps(eps)
-    x = as_float(x, "x", half=True)
-    if x.dtype.itemsize == 2:
-        return _add_norm_half(
-            x, residual, gain, bias, axis, eps, out, statistics, centered=centered
-        )
-    view = _Rows.of(x, axis)
-    residual = required_like(residual, "residual", x.shape, x.dtype, "x")
-    gain = as_like(gain, "gain", view.features, x.dtype, view.what)
-    bias = as_like(bias, "bias", view.features, x.dtype, view.what)
-    _check_pair(out, x)
-    if x.size == 0:
-        y, total = out or (np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype))
-        nothing = np.full(view.kept, np.nan)
-        return y, total, nothing, nothing.copy()
-    rows, residual_rows = view.flatten(x), view.flatten(residual)
-    targets: list[Array | None] = [None, None] if out is None else list(out)
-    direct = [
-        target is not None
-        and view.trailing
-        and writable_directly(target, rows, gain, bias)
-        and writable_directly(target, residual_rows)
-        for target in targets
-    ]
-    y, total = (
-        target.reshape(rows.shape) if target is not None and fits else aligned_like(rows)
-        for target, fits in zip(targets, direct, strict=True)
-    )
-    mean = np.empty(len(rows)) if statistics and centered else None
-    rstd = np.empty(len(rows)) if statistics else None
-    n_threads = threads_for(x.size)
-    if centered:
-        _kernels.layer_norm.add_layer_norm_forward(
-            rows, residual_rows, gain, bias, eps, y, total, mean, rstd, n_threads
-        )
-    else:
-        _kernels.rms_norm.add_rms_norm_forward(
-            rows, residual_rows, gain, eps, y, total, rstd, n_threads
-        )
-    y, total = (
-        target if target is not None and fits else view.restore(array, target)
-        for array, target, fits in zip((y, total), targets, direct, strict=True)
-    )
-    kept = [None if one is None else one.reshape(view.kept) for one in (mean, rstd)]
-    return y, total, kept[0], kept[1]
-
-
-def _add_norm_half(
-    x: Array,
-    residual: ArrayLike,
-    gain: ArrayLike | None,
-    bias: ArrayLike | None,
-    axis: Axis,
-    eps: float,
-    out: Pair | None,
-    statistics: bool,
-    *,
-    centered: bool,
-) -> tuple[Array, Array, Array | None, Array | None]:
-    """The sum is rounded to x's type, and then normalized."""
-    _check_pair(out, x)
-    total = half.widen(x) + required_like(residual, "residual", x.shape, SINGLE, "x")
-    total = half.rounded(x, total)
-    mean: Array | None = None
-    if centered:
-        y, mean, rstd = layer_norm_forward(total, gain, bias, axis=axis, eps=eps)
-    else:
-        y, rstd = rms_norm_forward(total, gain, axis=axis, eps=eps)
-    if out is not None:
-        out[0][...], out[1][...] = y, total
-        y, total = out
-    return y, total, mean, rstd
-
-
-def _check_pair(out: Pair | None, x: Array) -> None:
-    if out is None:
-        return
-    if not isinstance(out, tuple) or len(out) != 2:
-        raise ParameterError(
-            "out must be a tuple of two arrays, one for y and one for x + residual; got "
-            f"{type(out).__name__}"
-        )
-    for one in out:
-        if one is None:
-            raise ParameterError("out must be a tuple of two arrays; got None in it")
-        check_out(one, x)
-    if np.shares_memory(*out):
-        raise ParameterError("the two arrays of out must not share memory")
 
 
 def add_layer_norm(
@@ -154,7 +33,7 @@ def add_layer_norm(
 
     Parameters
     ----------
-    x, residual : arrays of float32 or float64, of one shape
+    x, residual : arrays of floats, of one shape
         What is added. The result has x's type, and residual is cast to it.
     gain, bias, axis, eps
         As for `layer_norm`.
@@ -182,13 +61,17 @@ def add_layer_norm(
     >>> y, total
     (array([[-1.,  1.]]), array([[1., 3.]]))
     """
-    if axis is _LAST:
+    if axis is LAST:
         pair = _kernels.layer_norm.add_layer_norm_plain(
             x, residual, gain, bias, eps, out, False, threads_for
         )
         if pair is not None:
             return pair
-    return _add_norm(x, residual, gain, bias, axis, eps, out, False, centered=True)[:2]
+    results = normalize(
+        x, gain, bias, axis, eps, out,
+        centered=True, statistics=False, residual=residual, adds=True,
+    )  # fmt: skip
+    return cast(Pair, results)
 
 
 def add_layer_norm_forward(
@@ -218,20 +101,17 @@ def add_layer_norm_forward(
     >>> mean, rstd
     (array([4.]), array([0.5]))
     """
-    if axis is _LAST:
+    if axis is LAST:
         plain = _kernels.layer_norm.add_layer_norm_plain(
             x, residual, gain, bias, eps, out, True, threads_for
         )
         if plain is not None:
             return plain
-    results = _add_norm(x, residual, gain, bias, axis, eps, out, True, centered=True)
+    results = normalize(
+        x, gain, bias, axis, eps, out,
+        centered=True, statistics=True, residual=residual, adds=True,
+    )  # fmt: skip
     return cast(tuple[Array, Array, Array, Array], results)
-
-
-def _plus(dx: Array, dtotal: ArrayLike | None) -> Array:
-    if dtotal is not None:
-        dx += required_like(dtotal, "dtotal", dx.shape, computing_dtype(dx.dtype), "x")
-    return dx
 
 
 def add_layer_norm_backward(
@@ -278,8 +158,14 @@ def add_layer_norm_backward(
     >>> dx
     array([[2., 2.]])
     """
-    dx, dgain, dbias = layer_norm_backward(dy, total, mean, rstd, gain, axis=axis)
-    return _plus(dx, dtotal), dgain, dbias
+    if axis is LAST:
+        plain = _kernels.layer_norm_backward.layer_norm_backward_plain(
+            dy, total, mean, rstd, gain, dtotal, threads_for
+        )
+        if plain is not None:
+            return plain
+    gradients = differentiate(dy, total, mean, rstd, gain, axis, dtotal, centered=True)
+    return cast(tuple[Array, Array | None, Array], gradients)
 
 
 def add_rms_norm(
@@ -293,14 +179,7 @@ def add_rms_norm(
 ) -> Pair:
     """RMS normalization of a sum, and the sum, in one pass over memory.
 
-    Parameters
-    ----------
-    x, residual : arrays of float32 or float64, of one shape
-        What is added. The result has x's type, and residual is cast to it.
-    gain, axis, eps
-        As for `rms_norm`.
-    out : tuple of two arrays, optional
-        Where to put y and the sum: of x's shape and type. Either may be `x` or `residual`.
+    Parameters and errors are those of `add_layer_norm`, but for the bias, which RMS norm has not.
 
     Returns
     -------
@@ -308,12 +187,6 @@ def add_rms_norm(
         The bits of ``rms_norm(x + residual, gain)``.
     total : array of x's shape and type
         ``x + residual``, the residual of the next block.
-
-    Raises
-    ------
-    DTypeError, ShapeError, ParameterError
-        As for `rms_norm`; also if residual has another shape than x, or the arrays of `out` share
-        memory.
 
     Examples
     --------
@@ -323,11 +196,15 @@ def add_rms_norm(
     >>> y, total
     (array([[0.2, 1.4]]), array([[1., 7.]]))
     """
-    if axis is _LAST:
+    if axis is LAST:
         pair = _kernels.rms_norm.add_rms_norm_plain(x, residual, gain, eps, out, False, threads_for)
         if pair is not None:
             return pair
-    return _add_norm(x, residual, gain, None, axis, eps, out, False, centered=False)[:2]
+    results = normalize(
+        x, gain, None, axis, eps, out,
+        centered=False, statistics=False, residual=residual, adds=True,
+    )  # fmt: skip
+    return cast(Pair, results)
 
 
 def add_rms_norm_forward(
@@ -355,12 +232,15 @@ def add_rms_norm_forward(
     >>> rstd
     array([0.25])
     """
-    if axis is _LAST:
+    if axis is LAST:
         plain = _kernels.rms_norm.add_rms_norm_plain(x, residual, gain, eps, out, True, threads_for)
         if plain is not None:
             return plain
-    y, total, _, rstd = _add_norm(x, residual, gain, None, axis, eps, out, True, centered=False)
-    return y, total, cast(Array, rstd)
+    results = normalize(
+        x, gain, None, axis, eps, out,
+        centered=False, statistics=True, residual=residual, adds=True,
+    )  # fmt: skip
+    return cast(tuple[Array, Array, Array], results)
 
 
 def add_rms_norm_backward(
@@ -374,25 +254,13 @@ def add_rms_norm_backward(
 ) -> tuple[Array, Array | None]:
     """Gradients of a loss through `add_rms_norm`.
 
-    Parameters
-    ----------
-    dy, dtotal : arrays of x's shape
-        Gradients of the loss by `y` and by `total`; `dtotal` None is one of zeros.
-    total, rstd : arrays
-        As `add_rms_norm_forward` returned them.
-    gain, axis
-        As given to it.
+    Parameters and errors are those of `add_layer_norm_backward`, but for the mean.
 
     Returns
     -------
     dx : array of total's shape and type
         The gradient by x, and that by residual: they are equal.
     dgain : array of gain's shape, or None where gain was None
-
-    Raises
-    ------
-    DTypeError, ShapeError
-        As for `rms_norm_backward`.
 
     Examples
     --------
@@ -403,5 +271,11 @@ def add_rms_norm_backward(
     >>> dx
     array([[3., 3.]])
     """
-    dx, dgain = rms_norm_backward(dy, total, rstd, gain, axis=axis)
-    return _plus(dx, dtotal), dgain
+    if axis is LAST:
+        plain = _kernels.rms_norm_backward.rms_norm_backward_plain(
+            dy, total, rstd, gain, dtotal, threads_for
+        )
+        if plain is not None:
+            return plain
+    gradients = differentiate(dy, total, None, rstd, gain, axis, dtotal, centered=False)
+    return cast(tuple[Array, Array | None], gradients)

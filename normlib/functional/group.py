@@ -35,7 +35,7 @@ __all__ = [
     "instance_norm_forward",
 ]
 
-# Shorter planes are taken element by element, with gain and bias repeated along them.
+# Shorter planes are taken element by element, with gain and bias repeated along them (groups.pxd).
 _SHORT_PLANE = 32
 # From so many elements of a sample on, float32 channels that come last stay where they are. Doubles
 # do not: their moments need more than sums of doubles.
@@ -138,6 +138,11 @@ def _group_norm(
     out: Array | None,
     statistics: bool,
 ) -> tuple[Array, Array | None, Array | None]:
+    plain = _kernels.group_norm.group_norm_plain(
+        x, groups, gain, bias, channel_axis, eps, out, statistics, threads_for
+    )
+    if plain is not None:
+        return plain
     eps = check_eps(eps)
     x = as_float(x, "x", half=True)
     if x.dtype.itemsize == 2:
@@ -254,6 +259,11 @@ def _group_norm_backward(
     gain: ArrayLike | None,
     channel_axis: int,
 ) -> tuple[Array, Array | None, Array]:
+    plain = _kernels.group_norm_backward.group_norm_backward_plain(
+        dy, x, groups, mean, rstd, gain, channel_axis, threads_for
+    )
+    if plain is not None:
+        return plain
     x = as_float(x, "x", half=True)
     if x.dtype.itemsize == 2:
         gradients = _group_norm_backward(dy, half.widen(x), groups, mean, rstd, gain, channel_axis)
@@ -272,10 +282,8 @@ def _group_norm_backward(
     dx = aligned_like(values)
     seen, gains, _ = _elements(view, values, gain, None)
     dgain, dbias = np.empty(seen.shape[1]), np.empty(seen.shape[1])
-    kernel = _kernels.group_norm_backward
-    partial = np.empty(kernel.scratch_shape(*seen.shape))
-    kernel.group_norm_backward(
-        view.flatten(dy), seen, view.groups, gains, mean, rstd, dx, dgain, dbias, partial,
+    _kernels.group_norm_backward.group_norm_backward(
+        view.flatten(dy), seen, view.groups, gains, mean, rstd, dx, dgain, dbias,
         threads_for(x.size),
     )  # fmt: skip
     with np.errstate(all="ignore"):
@@ -352,6 +360,8 @@ def group_norm(
 
 def _given(groups: int) -> int:
     """groups, which is not None."""
+    if type(groups) is int and groups > 0:
+        return groups
     return as_integer("groups", groups, minimum=1)
 
 
@@ -456,36 +466,12 @@ def instance_norm(
 
     with the mean and the biased variance over all axes but those of samples and channels.
 
-    Parameters
-    ----------
-    x : array of floats, shape (N, ..., C, ...)
-        float32, float64, or a half type, computed in float32. Samples first,
-        and at least two values per channel of a sample. Any memory layout and byte order; copied
-        only if it is not C-contiguous or its channels are not its second axis.
-    gain, bias : array (C,), optional
-        Cast to x's type.
-    channel_axis : int
-        Where the C channels are: 1 for (N, C, height, width), -1 for (N, height, width, C).
-    eps : float
-        Added to the variance; finite and at least 0. With 0, a constant channel becomes NaN.
-    out : array, optional
-        Where to put the result: of x's shape and type, in either byte order. It may be `x` itself,
-        or overlap any input.
-
-    Returns
-    -------
-    y : array of x's shape and type
-        `out` if given. A channel of a sample that holds NaN or Inf becomes NaN, and no other does.
+    Parameters, result and errors are those of `group_norm` with C groups.
 
     Raises
     ------
-    DTypeError
-        If an array is not of floats, or is out of NumPy's sight.
     ShapeError
-        If the shape of an argument does not fit, the axis does not exist or is the first, or a
-        channel of a sample has one value alone.
-    ParameterError
-        If eps is negative or not finite, or out is read-only or has elements that share memory.
+        Also if a channel of a sample has one value alone.
 
     References
     ----------
@@ -545,25 +531,7 @@ def instance_norm_backward(
 ) -> tuple[Array, Array | None, Array]:
     """Gradients of a loss through `instance_norm`: those of `group_norm` with C groups.
 
-    Parameters
-    ----------
-    dy : array of x's shape
-        Gradient of the loss by `y`; cast to x's type.
-    x, gain, channel_axis
-        As they were given to `instance_norm_forward`.
-    mean, rstd : arrays (N, C)
-        As it returned them.
-
-    Returns
-    -------
-    dx : array of x's shape and type
-    dgain : array (C,) of x's type, or None where gain was None
-    dbias : array (C,) of x's type
-
-    Raises
-    ------
-    DTypeError, ShapeError, ParameterError
-        As for `instance_norm_forward`.
+    Parameters, results and errors are those of `group_norm_backward`.
 
     Examples
     --------

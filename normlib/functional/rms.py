@@ -1,58 +1,15 @@
-"""Root-mean-square normalization of arrays: check, view as rows of features, call a kernel."""
+"""Root-mean-square normalization of arrays."""
 
 from typing import cast
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from normlib import _kernels
-from normlib._kernels.buffers import aligned_like
-from normlib.arrays import (
-    DOUBLE,
-    Array,
-    Axis,
-    as_float,
-    as_like,
-    check_eps,
-    check_out,
-    computing_dtype,
-    required_like,
-    writable_directly,
-)
-from normlib.functional import half
-from normlib.functional.layer import _LAST, _Rows
+from normlib.arrays import Array, Axis
+from normlib.functional.rows import LAST, Pair, differentiate, normalize
 from normlib.threads import threads_for
 
 __all__ = ["rms_norm", "rms_norm_backward", "rms_norm_forward"]
-
-
-def _rms_norm(
-    x: ArrayLike,
-    gain: ArrayLike | None,
-    axis: Axis,
-    eps: float,
-    out: Array | None,
-    statistics: bool,
-) -> tuple[Array, Array | None]:
-    eps = check_eps(eps)
-    x = as_float(x, "x", half=True)
-    view = _Rows.of(x, axis)
-    gain = as_like(gain, "gain", view.features, computing_dtype(x.dtype), view.what)
-    check_out(out, x)
-    if x.size == 0:
-        y = np.empty(x.shape, x.dtype) if out is None else out
-        return y, np.full(view.kept, np.nan) if statistics else None
-    rows = view.flatten(x)
-    rstd = np.empty(len(rows)) if statistics else None
-    direct = view.trailing and out is not None and writable_directly(out, rows, gain)
-    y_rows = out.reshape(rows.shape) if direct and out is not None else aligned_like(rows)
-    if x.dtype.itemsize == 2:
-        kernel = _kernels.rms_norm.rms_norm_half
-    else:
-        kernel = _kernels.rms_norm.rms_norm_forward
-    kernel(rows, gain, eps, y_rows, rstd, threads_for(x.size))
-    y = out if direct and out is not None else view.restore(y_rows, out)
-    return y, None if rstd is None else rstd.reshape(view.kept)
 
 
 def rms_norm(
@@ -110,11 +67,12 @@ def rms_norm(
     >>> normlib.rms_norm(np.array([[1.0, 7.0]]), eps=0)
     array([[0.2, 1.4]])
     """
-    if axis is _LAST:
+    if axis is LAST:
         y = _kernels.rms_norm.rms_norm_plain(x, gain, eps, out, False, threads_for)
         if y is not None:
             return y
-    return _rms_norm(x, gain, axis, eps, out, statistics=False)[0]
+    results = normalize(x, gain, None, axis, eps, out, centered=False, statistics=False)
+    return cast(Array, results[0])
 
 
 def rms_norm_forward(
@@ -143,12 +101,12 @@ def rms_norm_forward(
     >>> rstd
     array([0.2])
     """
-    if axis is _LAST:
+    if axis is LAST:
         plain = _kernels.rms_norm.rms_norm_plain(x, gain, eps, out, True, threads_for)
         if plain is not None:
             return plain
-    y, rstd = _rms_norm(x, gain, axis, eps, out, statistics=True)
-    return y, cast(Array, rstd)
+    results = normalize(x, gain, None, axis, eps, out, centered=False, statistics=True)
+    return cast(Pair, results)
 
 
 def rms_norm_backward(
@@ -200,22 +158,11 @@ def rms_norm_backward(
     >>> dx.round(12) + 0, dgain
     (array([[0., 0.]]), array([0.2, 9.8]))
     """
-    x = as_float(x, "x", half=True)
-    if x.dtype.itemsize == 2:
-        gradients = rms_norm_backward(dy, half.widen(x), rstd, gain, axis=axis)
-        return cast(tuple[Array, Array | None], half.rounded(x, gradients))
-    view = _Rows.of(x, axis)
-    dy = required_like(dy, "dy", x.shape, x.dtype, "x")
-    rstd = required_like(rstd, "rstd", view.kept, DOUBLE, "the other axes of x")
-    gain = as_like(gain, "gain", view.features, x.dtype, view.what)
-    dgain = None if gain is None else np.zeros(view.features, x.dtype)
-    if x.size == 0:
-        return np.empty(x.shape, x.dtype), dgain
-    rows = view.flatten(x)
-    dx = aligned_like(rows)
-    kernel = _kernels.rms_norm_backward
-    partial = None if gain is None else np.empty(kernel.scratch_shape(*rows.shape))
-    kernel.rms_norm_backward(
-        view.flatten(dy), rows, gain, rstd, dx, dgain, partial, threads_for(x.size)
-    )
-    return view.restore(dx), dgain
+    if axis is LAST:
+        plain = _kernels.rms_norm_backward.rms_norm_backward_plain(
+            dy, x, rstd, gain, None, threads_for
+        )
+        if plain is not None:
+            return plain
+    gradients = differentiate(dy, x, None, rstd, gain, axis, centered=False)
+    return cast(tuple[Array, Array | None], gradients)

@@ -1,0 +1,276 @@
+"""Normalization of rows, a group of them at a time: what layer and RMS norm share.
+
+A normalization is a function of a group of rows. Around it stands what does not depend on it: the
+split between threads, the residual that is added first, half types, and the arguments of a call.
+
+Design
+------
+A group is so few rows that they stay in L1 from their sums to their output. A sum x + residual, and
+rows of a half type as floats, are made a group at a time in scratch, if their own place is past the
+cache or of another type; there they are normalized. What leaves the cache is written past it, by whole lines.
+
+Loops over threads have a serial twin, as in all kernels: a parallel region costs 0.7 us even for
+one thread.
+"""
+cimport numpy as cnp
+from cython.parallel cimport prange
+from libc.stdint cimport uint16_t, uintptr_t
+
+from normlib._kernels.affine cimport add_run
+from normlib._kernels.arrays cimport address, dim
+from normlib._kernels.buffers cimport aligned_like
+from normlib._kernels.halves cimport (
+    BFLOAT16, DOUBLE, Kind, SINGLE, kind_of, vec_add_halves, vec_narrow_halves, vec_widen_halves,
+)
+from normlib._kernels.lines cimport MAX_HELD, Lines, close_lines, open_lines, pass_lines
+from normlib._kernels.plain cimport (
+    apart, is_eps, is_input_or_half, is_like, is_output, is_pair, is_vector, new_vector,
+)
+from normlib._kernels.rows cimport GROUP, GROUP_FLOATS
+from normlib._kernels.vec cimport STREAM_FLOATS, at, at_out, vec_fence, vf32, vf64, vreal
+
+# Normalizes rows of float or double; whoever has no bias, or no mean, leaves it alone.
+ctypedef void (*NormalizeGroup)(
+    const void *x,          # IN  (n_rows, n) of T
+    const void *gain,       # IN  (n,) of T, or NULL
+    const void *bias,       # IN  (n,) of T, or NULL
+    void *y,                # OUT (n_rows, n) of T, may be x
+    double *mean,           # OUT (n_rows,) or NULL
+    double *rstd,           # OUT (n_rows,) or NULL
+    Py_ssize_t n_rows,      # at most GROUP
+    Py_ssize_t n,
+    double eps,
+    bint stream,            # y's rows start cache lines; past the cache with them
+) noexcept nogil
+
+
+cdef struct Normalization:
+    NormalizeGroup single
+    NormalizeGroup double
+    bint centered           # has a mean and a bias
+
+
+cdef struct Rows:
+    NormalizeGroup normalize
+    Kind kind               # of x, residual, y and total
+    Py_ssize_t item         # its bytes
+    const char *x           # IN  (n_rows, n)
+    const char *residual    # IN  (n_rows, n) or NULL
+    const void *gain
+    const void *bias
+    char *y                 # OUT (n_rows, n), may be x
+    char *total             # OUT (n_rows, n), with a residual: x + residual
+    double *mean
+    double *rstd
+    Py_ssize_t n_rows
+    Py_ssize_t n
+    double eps
+    bint stream             # y goes past the cache
+    bint stream_total
+    bint by_lines           # y goes past the cache, and its rows are no whole lines
+    char *scratch           # (threads, scratch_size) bytes, at a cache line; or NULL
+    Py_ssize_t scratch_size
+
+
+cdef inline bint is_half(Kind kind) noexcept nogil:
+    return kind != SINGLE and kind != DOUBLE
+
+
+cdef inline const char *add_group(const Rows *rows, Py_ssize_t first, Py_ssize_t count,
+                                  char *near) noexcept nogil:
+    """total = x + residual; returns where the sum is near."""
+    cdef Py_ssize_t i = first * rows.n * rows.item
+    cdef Py_ssize_t n = count * rows.n
+    cdef char *total = rows.total + i
+    cdef char *sum = near if rows.stream_total else total
+    if rows.kind == SINGLE and rows.stream_total:
+        add_run(<vf32 *>(rows.x + i), <vf32 *>(rows.residual + i), <vf32 *>sum, <vf32 *>total, n,
+                True)
+    elif rows.kind == SINGLE:
+        add_run(<vf32 *>(rows.x + i), <vf32 *>(rows.residual + i), <vf32 *>sum, NULL, n, False)
+    elif rows.stream_total:
+        add_run(<vf64 *>(rows.x + i), <vf64 *>(rows.residual + i), <vf64 *>sum, <vf64 *>total, n,
+                True)
+    else:
+        add_run(<vf64 *>(rows.x + i), <vf64 *>(rows.residual + i), <vf64 *>sum, NULL, n, False)
+    return sum
+
+
+cdef inline void normalize_half_group(const Rows *rows, Py_ssize_t first, Py_ssize_t count,
+                                      char *near, double *mean, double *rstd) noexcept nogil:
+    """Rows of a half type: as floats near, and rounded at the end."""
+    cdef Py_ssize_t i = first * rows.n
+    cdef Py_ssize_t n = count * rows.n
+    cdef bint brain = rows.kind == BFLOAT16
+    cdef const uint16_t *x = <const uint16_t *>rows.x + i
+    cdef uint16_t *y = <uint16_t *>rows.y + i
+    if rows.residual == NULL:
+        vec_widen_halves(x, <float *>near, n, brain)
+    else:
+        vec_add_halves(x, <const uint16_t *>rows.residual + i, <uint16_t *>rows.total + i,
+                       <float *>near, n, brain, rows.stream_total)
+    rows.normalize(near, rows.gain, rows.bias, near, mean, rstd, count, rows.n, rows.eps, False)
+    vec_narrow_halves(<float *>near, y, n, brain, rows.stream)
+
+
+cdef inline void normalize_by_lines(
+    const Rows *rows,
+    vreal *buffer,          # (GROUP_FLOATS + 2 * MAX_HELD,)
+    Py_ssize_t first,
+    Py_ssize_t stop,
+    Py_ssize_t size,        # rows of a group
+) noexcept nogil:
+    """The rows from first to stop, which leave the buffer by whole lines."""
+    cdef const vreal *x = <const vreal *>rows.x
+    cdef Py_ssize_t n = rows.n
+    cdef Py_ssize_t count
+    cdef Lines lines
+    open_lines(&lines, at_out(<vreal *>rows.y, first * n))
+    while first < stop:
+        count = min(size, stop - first)
+        rows.normalize(at(x, first * n), rows.gain, rows.bias, at_out(buffer, lines.held),
+                       NULL if rows.mean == NULL else rows.mean + first,
+                       NULL if rows.rstd == NULL else rows.rstd + first, count, n, rows.eps, False)
+        first += count
+        pass_lines(&lines, buffer, count * n, at(x, first * n))
+    close_lines(&lines, buffer)
+
+
+cdef inline void normalize_part(const Rows *rows, int part, int n_parts) noexcept nogil:
+    """The groups of one of n_parts equal parts."""
+    cdef Py_ssize_t n = rows.n
+    cdef Py_ssize_t size = max(1, min(GROUP, GROUP_FLOATS // n))
+    cdef Py_ssize_t n_groups = (rows.n_rows + size - 1) // size
+    cdef Py_ssize_t first = n_groups * part // n_parts * size
+    cdef Py_ssize_t stop = min(n_groups * (part + 1) // n_parts * size, rows.n_rows)
+    cdef char *near = rows.scratch + part * rows.scratch_size
+    cdef const char *source
+    cdef double *mean
+    cdef double *rstd
+    cdef Py_ssize_t count
+    if rows.by_lines:
+        if rows.kind == SINGLE:
+            normalize_by_lines(rows, <vf32 *>near, first, stop, size)
+        else:
+            normalize_by_lines(rows, <vf64 *>near, first, stop, size)
+        return
+    while first < stop:
+        count = min(size, stop - first)
+        mean = NULL if rows.mean == NULL else rows.mean + first
+        rstd = NULL if rows.rstd == NULL else rows.rstd + first
+        if is_half(rows.kind):
+            normalize_half_group(rows, first, count, near, mean, rstd)
+        else:
+            if rows.residual == NULL:
+                source = rows.x + first * n * rows.item
+            else:
+                source = add_group(rows, first, count, near)
+            rows.normalize(source, rows.gain, rows.bias, rows.y + first * n * rows.item, mean, rstd,
+                           count, n, rows.eps, rows.stream)
+        first += count
+    if rows.stream or rows.stream_total:
+        vec_fence()
+
+
+cdef inline void normalize_all(const Rows *rows, int n_threads) noexcept nogil:
+    cdef int part
+    if n_threads == 1:
+        normalize_part(rows, 0, 1)
+        return
+    for part in prange(n_threads, schedule="static", num_threads=n_threads):
+        normalize_part(rows, part, n_threads)
+
+
+cdef inline bint leaves_cache(const Rows *rows) noexcept nogil:
+    """Whether an output leaves the cache."""
+    return rows.n_rows * rows.n * rows.item >= 4 * STREAM_FLOATS
+
+
+cdef inline bint starts_lines(const Rows *rows, const char *out) noexcept nogil:
+    """Whether its rows are whole cache lines, by four vectors; halves go by themselves."""
+    cdef Py_ssize_t step = 64 if is_half(rows.kind) else 256
+    return rows.n * rows.item % step == 0 and <uintptr_t>out % 64 == 0
+
+
+cdef inline int normalize(
+    const Normalization *how, object x, object residual, object gain, object bias, double eps,
+    object y, object total, object mean, object rstd, Py_ssize_t n_rows, Py_ssize_t n,
+    int n_threads,
+) except -1:
+    """Checked arguments: all C-contiguous, y, total and residual of x's type, gain and bias of the
+    type it is computed in; bias, mean and rstd, residual and total may be None.
+    """
+    cdef Rows rows
+    cdef Py_ssize_t group
+    cdef object memory
+    rows.kind = kind_of(x)
+    rows.item = cnp.PyArray_ITEMSIZE(x)
+    rows.normalize = how.double if rows.kind == DOUBLE else how.single
+    rows.x = <const char *>address(x)
+    rows.residual = <const char *>address(residual)
+    rows.gain = address(gain)
+    rows.bias = address(bias)
+    rows.y = <char *>address(y)
+    rows.total = <char *>address(total)
+    rows.mean = <double *>address(mean)
+    rows.rstd = <double *>address(rstd)
+    rows.n_rows = n_rows
+    rows.n = n
+    rows.eps = eps
+    rows.stream = leaves_cache(&rows) and starts_lines(&rows, rows.y)
+    rows.stream_total = (residual is not None and leaves_cache(&rows)
+                         and starts_lines(&rows, rows.total))
+    rows.by_lines = (leaves_cache(&rows) and not rows.stream and residual is None
+                     and not is_half(rows.kind) and n <= GROUP_FLOATS)
+    rows.scratch = NULL
+    rows.scratch_size = 0
+    if is_half(rows.kind) or rows.stream_total or rows.by_lines:
+        group = (max(<Py_ssize_t>GROUP_FLOATS, n) + 2 * MAX_HELD) * max(rows.item, <Py_ssize_t>4)
+        rows.scratch_size = (group + 63) // 64 * 64
+        memory = new_vector(n_threads * rows.scratch_size + 63, cnp.NPY_UINT8)
+        rows.scratch = <char *>((<uintptr_t>address(memory) + 63) & ~<uintptr_t>63)
+    with nogil:
+        normalize_all(&rows, n_threads)
+    return 0
+
+
+cdef inline object normalize_plain(
+    const Normalization *how, object x, object residual, bint adds, object gain, object bias,
+    object eps, object out, bint statistics, object threads_for,
+):
+    """Over the last axis: y, or with adds (y, x + residual); then mean and rstd with statistics.
+
+    None unless every argument is plain. threads_for(elements) tells how many threads to use.
+    """
+    cdef int n_axes, number
+    cdef Py_ssize_t n, n_rows
+    cdef object y, total, mean, rstd
+    if not (is_input_or_half(x) and is_eps(eps)):
+        return None
+    n_axes = cnp.PyArray_NDIM(x)
+    number = cnp.NPY_FLOAT64 if kind_of(x) == DOUBLE else cnp.NPY_FLOAT32
+    n = dim(x, n_axes - 1)
+    n_rows = cnp.PyArray_SIZE(x) // n
+    if not ((gain is None or is_vector(gain, number, n))
+            and (bias is None or is_vector(bias, number, n))):
+        return None
+    if adds:
+        if not (is_like(residual, x) and is_pair(out, x, residual, gain, bias)):
+            return None
+        y, total = (aligned_like(x), aligned_like(x)) if out is None else out
+    else:
+        if not (is_output(out, x) and apart(out, gain, bias)):
+            return None
+        y, total = aligned_like(x) if out is None else out, None
+    mean = rstd = None
+    if statistics:
+        rstd = cnp.PyArray_SimpleNew(n_axes - 1, cnp.PyArray_DIMS(x), cnp.NPY_FLOAT64)
+        if how.centered:
+            mean = cnp.PyArray_SimpleNew(n_axes - 1, cnp.PyArray_DIMS(x), cnp.NPY_FLOAT64)
+    normalize(how, x, residual, gain, bias, eps, y, total, mean, rstd, n_rows, n,
+              threads_for(n_rows * n))
+    if not statistics:
+        return (y, total) if adds else y
+    if how.centered:
+        return (y, total, mean, rstd) if adds else (y, mean, rstd)
+    return (y, total, rstd) if adds else (y, rstd)
