@@ -24,7 +24,7 @@ from normlib._kernels import product as product_kernels
 from normlib._kernels import recurrent as kernels
 from normlib.arrays import as_dtype
 from normlib.normalizers.base import ROW_METHODS, Normalizer
-from normlib.normalizers.rows import RowFunctions
+from normlib.normalizers.rows import RowFunctions, check_rows
 from normlib.rnn.cells import GRU, LSTM, Cell, ClassicGRU, Vanilla
 from normlib.rnn.gradients import WeightGradients
 from normlib.rnn.sequence import Schedule
@@ -34,6 +34,7 @@ __all__ = ["Cache", "Fused", "row_functions"]
 
 Array: TypeAlias = npt.NDArray[Any]
 State: TypeAlias = tuple[Array, ...]
+Caches: TypeAlias = Mapping[str, npt.NDArray[np.float64] | None]
 
 # Multiply-adds of one call of a kernel: a tenth of a second on one core. What else a step does
 # counts as so many: a row of any size, each of its gates' elements, and reading the weights, which
@@ -51,14 +52,22 @@ FEW_ROWS = 4
 BACKWARD_ROWS = 1024
 # The number of a step past every parameter's last row, and far from the end of a C integer.
 LAST_STEP = sys.maxsize >> 1
-# Elements of a thread's scratch, as a multiple of H.
+# Elements of a thread's scratch, as a multiple of H, beside a normalizer's cache.
 SCRATCH = 14
 
 
 def row_functions(
     cell: Cell, dtype: np.dtype[Any], normalizers: Mapping[str, Normalizer], *, training: bool
 ) -> dict[str, RowFunctions] | str:
-    """Return the row functions of the normalizers at a cell's sites, or why there are not all."""
+    """Return the row functions of the normalizers at a cell's sites, or why there are not all.
+
+    Raises
+    ------
+    SignatureError
+        If a function has another signature than it must have.
+    PluginError
+        If a normalizer returned something else than `RowFunctions`.
+    """
     functions = {}
     for site, (name, normalizer) in zip(cell.sites, normalizers.items(), strict=True):
         kind = type(normalizer).__name__
@@ -68,6 +77,7 @@ def row_functions(
         own = vars(normalizer)
         if rows is None or any(method in own for method in ROW_METHODS):
             return f"{kind} at {name} has no compiled row functions"
+        check_rows(f"of {kind} at {name}", rows, dtype)
         if training and (rows.forward is None) != (rows.backward is None):
             return f"{kind} at {name} has no compiled row functions for both forward and backward"
         for array, key in zip(rows.parameters, rows.names, strict=True):
@@ -101,7 +111,7 @@ class Cache:
     weights: tuple[Array, Array]
     bias: Array
     normalizers: Mapping[str, Normalizer]
-    caches: Mapping[str, npt.NDArray[np.float64] | None]
+    caches: Caches
 
 
 class Fused:
@@ -155,12 +165,9 @@ class Fused:
             "gates": self._empty(rows_now, 3) if self.classic else None,
             "extra": None,
         }
-        sites = tuple(
-            rows_of.site(normalizers[name].features, normalizers[name].eps, None)
-            for name, rows_of in functions.items()
-        )
+        plan = self._plan_for(weights)
         step = min(step, LAST_STEP)
-        self._forward(self._plan_for(weights), rows, state, schedule, saved, sites, step, False)
+        self._forward(plan, rows, state, schedule, saved, functions, normalizers, step)
         return h, (schedule.last(h, state[0]), *state[1:])
 
     def step(
@@ -207,17 +214,15 @@ class Fused:
             # Nobody asks for the products again, and gates may take the place of theirs.
             saved["products"] = self._empty(len(state[0]), gates)
             saved["gates"] = None if self.vanilla else saved["inputs"]
-        caches = {
+        caches: Caches = {
             name: np.empty((total, rows_of.cache_size)) if rows_of.cache_size else None
             for name, rows_of in functions.items()
         }
-        sites = tuple(
-            rows_of.site(normalizers[name].features, normalizers[name].eps, caches[name])
-            for name, rows_of in functions.items()
-        )
         plan = self._plan_for(weights)
         initial = tuple(array.copy() for array in state)
-        self._forward(plan, rows, initial, schedule, saved, sites, 0, True, every=not plain)
+        self._forward(
+            plan, rows, initial, schedule, saved, functions, normalizers, 0, caches, every=not plain
+        )
         final = tuple(
             schedule.last(saved[key], array)
             for key, array in zip(self.cell.carries, initial, strict=True)
@@ -251,12 +256,7 @@ class Fused:
         block = max(4, -(-n_rows // 16))
         places, n_sums = _places(len(cache.bias), functions)
         sums = np.zeros((max(1, -(-n_rows // block)), n_sums))
-        sites = tuple(
-            rows_of.site(
-                cache.normalizers[name].features, cache.normalizers[name].eps, cache.caches[name]
-            )
-            for name, rows_of in functions.items()
-        )
+        sites = _sites(functions, cache.normalizers, cache.caches)
         zero = np.zeros(1, self.dtype)
         weight_ih, weight_hh = cache.weights
         plan = kernels.Plan(self.kind, weight_ih, weight_hh, zero, zero, cache.bias, True)
@@ -313,15 +313,20 @@ class Fused:
         state: State,
         schedule: Schedule,
         saved: Mapping[str, Any],
-        sites: tuple[Any, ...],
+        functions: Mapping[str, RowFunctions],
+        normalizers: Mapping[str, Normalizer],
         step: int,
-        training: bool,
+        caches: Caches | None = None,
         every: bool = False,
     ) -> None:
+        """Run over time: for training if there are caches."""
         n_rows = len(state[0])
         columns, n_threads = self._threads(schedule, n_rows)
         block = 8 if n_rows >= 16 * n_threads else 1
-        scratch = self._empty(n_threads, SCRATCH)
+        sites = _sites(functions, normalizers, caches)
+        cache_bytes = 8 * max(rows_of.cache_size for rows_of in functions.values())
+        width = SCRATCH * self.cell.hidden_size + cache_bytes // self.dtype.itemsize
+        scratch = np.empty((n_threads, width), self.dtype)
         reset_h = self._empty(n_rows, 1) if self.classic else None
         starts, counts = schedule.starts_array, schedule.counts_array
         for first, stop in self._parts(schedule, n_rows):
@@ -329,7 +334,7 @@ class Fused:
                 rows, starts, counts, first, stop, step, state[0],
                 state[1] if len(state) > 1 else None, sites, saved["inputs"], saved["products"],
                 saved["gates"], saved["h"], saved["c"], saved["extra"], reset_h, scratch,
-                training, every, block, columns, n_threads,
+                caches is not None, every, block, columns, n_threads,
             )  # fmt: skip
 
     def _plan_for(self, weights: tuple[Array, Array, Array, Array]) -> kernels.Plan:
@@ -408,16 +413,15 @@ class _Quick(NamedTuple):
         functions = row_functions(cell, dtype, normalizers, training=False)
         if isinstance(functions, str):
             return None
-        sites, owners = [], []
+        owners = []
         for name, rows_of in functions.items():
             normalizer = normalizers[name]
             own = tuple(normalizer.parameters.values())
             for array in rows_of.parameters:
                 if array is not None and not any(array is one for one in own):
                     return None  # made of values that may have changed by the next call
-            sites.append(rows_of.site(normalizer.features, normalizer.eps, None))
             owners.append((normalizer, normalizer.eps, len(vars(normalizer)), own))
-        return cls(tuple(sites), tuple(owners))
+        return cls(_sites(functions, normalizers, None), tuple(owners))
 
 
 def _kind(cell: Cell) -> str:
@@ -430,6 +434,26 @@ def _kind(cell: Cell) -> str:
         else "gru"
         if isinstance(cell, GRU)
         else "lstm"
+    )
+
+
+def _sites(
+    functions: Mapping[str, RowFunctions],
+    normalizers: Mapping[str, Normalizer],
+    caches: Caches | None,
+) -> tuple[Any, ...]:
+    """What `kernels.Plan.forward` wants to know of each site; without caches for inference."""
+    return tuple(
+        (
+            rows_of.forward,
+            rows_of.backward,
+            normalizers[name].features,
+            rows_of.parameters,
+            normalizers[name].eps,
+            rows_of.cache_size,
+            None if caches is None else caches[name],
+        )
+        for name, rows_of in functions.items()
     )
 
 
