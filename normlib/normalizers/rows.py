@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import LowLevelCallable
 
-from normlib.errors import NormlibError, PluginError, SignatureError
+from normlib.errors import PluginError, SignatureError
 from normlib.normalizers.signatures import refusal
 
 __all__ = ["RowFunctions", "check_rows", "low_level"]
@@ -91,38 +91,20 @@ def check_rows(owner: str, rows: RowFunctions, dtype: np.dtype[Any]) -> None:
     if not isinstance(rows, RowFunctions):
         raise PluginError(f"the row functions {owner} must be a RowFunctions; got {rows!r}")
     forward, backward, parameters, names, cache_size = rows
-    arguments = forward, backward, len(parameters), len(names), cache_size, dtype
-    try:
-        wrong = _refusal(*arguments)
-    except TypeError:  # something that has no hash, and is none of these
-        wrong = _refusal.__wrapped__(*arguments)
-    if wrong is not None:
-        error, message = wrong
-        raise error(f"the row functions {owner} {message}")
-
-
-@functools.lru_cache(maxsize=64)  # a network asks at each call
-def _refusal(
-    forward: object,
-    backward: object,
-    n_parameters: int,
-    n_names: int,
-    cache_size: object,
-    dtype: np.dtype[Any],
-) -> tuple[type[NormlibError], str] | None:
-    """Say what is wrong with row functions; None if nothing is."""
     for method, function in (("forward", forward), ("backward", backward)):
         wrong = None if function is None else refusal(function, method, dtype)
         if wrong is not None:
-            return SignatureError, f"cannot be called: {method} {wrong}"
-    if n_names != n_parameters or n_parameters > MOST_PARAMETERS:
-        return PluginError, (
-            f"must have at most {MOST_PARAMETERS} parameters, and as many names; got "
-            f"{n_parameters} and {n_names}"
+            raise SignatureError(f"{method} of the row functions {owner} {wrong}")
+    if len(names) != len(parameters) or len(parameters) > MOST_PARAMETERS:
+        raise PluginError(
+            f"the row functions {owner} must have at most {MOST_PARAMETERS} parameters, and as "
+            f"many names; got {len(parameters)} and {len(names)}"
         )
     if type(cache_size) is not int or cache_size < 0:
-        return PluginError, f"must have a cache_size of at least 0, an integer; got {cache_size!r}"
-    return None
+        raise PluginError(
+            f"the row functions {owner} must have a cache_size of at least 0, an integer; got "
+            f"{cache_size!r}"
+        )
 
 
 @functools.cache

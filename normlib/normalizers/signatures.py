@@ -6,6 +6,7 @@ count by their size; and ``void *`` stands for any pointer, ``void **`` for any 
 """
 
 import ctypes
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -81,21 +82,26 @@ def refusal(function: object, method: str, dtype: np.dtype[Any]) -> str | None:
         None if it is a `scipy.LowLevelCallable` of the right signature, without user data; else
         what it must be, and what it is.
     """
-    expected = signature_of(method, dtype)
-    wrong: str | None
     if not isinstance(function, LowLevelCallable):
-        wrong = f"got {type(function).__name__}"
-    elif function.user_data is not None:
-        wrong = "got one with user_data, which is not passed on; offer settings as parameters"
+        wrong: str | None = f"got {type(function).__name__}"
     else:
-        wrong = _difference(function.signature, expected)
+        capsule, _, user_data = function
+        if user_data is None:
+            wrong = _difference(capsule, method, dtype)
+        else:
+            wrong = "got one with user_data, which is not passed on; offer settings as parameters"
     if wrong is None:
         return None
+    expected = signature_of(method, dtype)
     return f"must be a scipy.LowLevelCallable of the signature '{expected}'; {wrong}"
 
 
-def _difference(signature: str, expected: str) -> str | None:
-    """Say in what a signature differs from the one expected; None if in nothing that matters."""
+# A network asks at each call. The capsule has a hash, which functions of ctypes have not, and does
+# not keep them alive.
+@functools.lru_cache(maxsize=64)
+def _difference(capsule: object, method: str, dtype: np.dtype[Any]) -> str | None:
+    """Say in what a function's signature differs from the right one; None if in nothing."""
+    signature, expected = LowLevelCallable(capsule).signature, signature_of(method, dtype)
     got = f"got '{signature}'"
     types, wanted = _parse(signature), _parse(expected)
     assert wanted is not None
