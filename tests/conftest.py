@@ -6,6 +6,9 @@ import pytest
 import normlib
 from normlib import _kernels, threads
 
+# A package of its own, which tests/test_example_plugin.py builds.
+collect_ignore = ["example_plugin"]
+
 
 @pytest.fixture(params=_kernels.available_levels())
 def cpu_level(request, monkeypatch):
