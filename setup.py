@@ -139,7 +139,7 @@ class BuildKernels(build_ext):
 
 
 # Not kernels: what tells the levels apart, and what is as fast at any of them.
-ONE_BUILD = ["buffers", "cpu"]
+ONE_BUILD = ["buffers", "changes", "cpu"]
 
 
 def kernels() -> list[Extension]:

@@ -38,11 +38,6 @@ def as_float(x: ArrayLike, name: str, *, half: bool = False) -> Array:
     """
     if is_plain(x):
         return x
-    if isinstance(x, np.ma.MaskedArray):
-        raise DTypeError(
-            f"{name} must be a plain array; got a masked one. Fill it first, for example with "
-            f"{name}.filled(0), or pass mask= where the function has it"
-        )
     array = as_array(x, name)
     dtype = array.dtype
     if dtype is not SINGLE and dtype is not DOUBLE:
@@ -68,7 +63,12 @@ def computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def as_array(value: ArrayLike, name: str) -> Array:
-    """value as an array of any type; DTypeError for what makes none."""
+    """value as an array of any type; DTypeError for what makes none, and for a masked one."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise DTypeError(
+            f"{name} must be a plain array; got a masked one. Fill it first, for example with "
+            f"{name}.filled(0), or pass mask= where the function has it"
+        )
     if any(hasattr(value, attribute) for attribute in _PROTOCOLS) and not isinstance(
         value, np.ndarray | np.generic
     ):
@@ -264,7 +264,7 @@ def check_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
         try:
             named = [_index(axis)]
         except TypeError:
-            named = [_index(one) for one in axis]  # type: ignore[union-attr]
+            named = [_index(one) for one in axis]  # type: ignore[union-attr]  # an int raises
     except TypeError:
         raise ParameterError(f"axis must be an integer or a tuple of them; got {axis!r}") from None
     if not named:

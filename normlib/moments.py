@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from normlib import _kernels
 from normlib.arrays import MAX_SIZE, Array, Axis, as_float, as_integer, check_axes
 from normlib.errors import DTypeError, ShapeError
+from normlib.functional import half
 from normlib.threads import threads_for
 
 __all__ = ["Moments", "moments"]
@@ -23,8 +24,8 @@ def moments(x: ArrayLike, axis: Axis = -1, *, keepdims: bool = False) -> tuple[A
 
     Parameters
     ----------
-    x : array of float32 or float64, any shape
-        Any memory layout and byte order.
+    x : array of floats, any shape
+        float32, float64, or a half type: float16 or bfloat16. Any memory layout and byte order.
     axis : int or tuple of int
         The axes to reduce; at least one.
     keepdims : bool
@@ -54,7 +55,9 @@ def moments(x: ArrayLike, axis: Axis = -1, *, keepdims: bool = False) -> tuple[A
     >>> mean, var
     (array([1.0001e+04, 1.0000e+00]), array([0.66666667, 0.        ]))
     """
-    x = as_float(x, "x")
+    x = as_float(x, "x", half=True)
+    if x.dtype.itemsize == 2:
+        x = half.widen(x)
     axes = check_axes(axis, x.ndim)
     kept = tuple(a for a in range(x.ndim) if a not in axes)
     shape = tuple(1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a in kept)
@@ -110,7 +113,7 @@ class Moments:
 
     def update(self, x: ArrayLike) -> None:
         """Add the rows of x (..., F); ShapeError if its last axis has another size."""
-        x = as_float(x, "x")
+        x = as_float(x, "x", half=True)
         if x.ndim == 0 or x.shape[-1] != self.features:
             raise ShapeError(f"x must have shape (..., {self.features}); got {x.shape}")
         rows = x.reshape(math.prod(x.shape[:-1]), self.features)
@@ -131,8 +134,10 @@ class Moments:
             self.count, self.mean, self.var = count, mean.copy(), var.copy()
             return
         total = self.count + count
-        delta = mean - self.mean
         weight = count / total
-        self.mean = self.mean + delta * weight
-        self.var = self.var + (var - self.var) * weight + delta**2 * (weight * (1 - weight))
+        with np.errstate(all="ignore"):  # NaN and Inf are as silent as in moments()
+            delta = mean - self.mean
+            spread = delta**2 * (weight * (1 - weight))
+            self.mean = self.mean + delta * weight
+            self.var = self.var + (var - self.var) * weight + spread
         self.count = total

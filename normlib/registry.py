@@ -388,7 +388,7 @@ def _load(point: metadata.EntryPoint) -> type[Normalizer]:
     try:
         cls = point.load()
         _check_class(cls, point.name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end by sys.exit
         raise PluginError(
             f"cannot load the normalizer {point.name!r} from {_origin(point)}: "
             f"{type(error).__name__}: {error}. Repair or uninstall that distribution"

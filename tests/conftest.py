@@ -5,6 +5,7 @@ import pytest
 
 import normlib
 from normlib import _kernels, threads
+from normlib.rnn import fused
 
 # A package of its own, which tests/test_example_plugin.py builds.
 collect_ignore = ["example_plugin"]
@@ -30,3 +31,18 @@ def n_threads(request, monkeypatch):
 @pytest.fixture
 def rng():
     return np.random.default_rng(20160721)
+
+
+@pytest.fixture
+def share(monkeypatch):
+    """``share(n_threads, columns)``: that many threads, for work of any size."""
+    monkeypatch.setattr(fused, "SHARED_PRODUCTS", 1)
+    monkeypatch.setattr(fused, "SHARED_STEP_PRODUCTS", 1)
+    monkeypatch.setattr(threads, "MIN_ELEMENTS", 1)
+
+    def share(n_threads, columns):
+        monkeypatch.setattr(fused, "FEW_ROWS", 1 << 20 if columns else 0)
+        normlib.set_num_threads(n_threads)
+
+    yield share
+    normlib.set_num_threads(None)

@@ -14,13 +14,14 @@ def sigmoid(a):
 class Sites:
     """The normalizers of one layer and direction."""
 
-    def __init__(self, state, suffix, norm, training, eps, momentum):
+    def __init__(self, state, suffix, norm, training, eps, momentum, seen):
         self.state = state
         self.suffix = suffix
         self.norm = norm
         self.training = training
         self.eps = eps
         self.momentum = momentum
+        self.seen = seen
         self.t = 0
         self.valid = None
 
@@ -48,6 +49,7 @@ class Sites:
         for running, new in ((running_mean, mean), (running_var, var)):
             running[row] = (1 - self.momentum) * running[row] + self.momentum * new
         self.state[f"{name}.num_batches"][row] += 1
+        self.seen.append((name, row, self.valid.sum(), mean, var))
         return mean, var
 
 
@@ -74,8 +76,12 @@ def cell_step(config, weights, norm, x, h, c):
     return (1 - z) * np.tanh(a) + z * h, c
 
 
-def run(rnn, x, state=None, lengths=None, *, training=False):
-    """Return y, the final state as a list of arrays, and the state dictionary after the run."""
+def run(rnn, x, state=None, lengths=None, *, training=False, seen=None):
+    """Return y, the final state as a list of arrays, and the state dictionary after the run.
+
+    Appends to ``seen``: name, step, rows, mean and variance of each batch statistic.
+    """
+    seen = [] if seen is None else seen
     config = rnn.get_config()
     arrays = {name: np.array(array, float) for name, array in rnn.state_dict().items()}
     eps = config["norm_config"].get("eps", 1e-5)
@@ -99,7 +105,7 @@ def run(rnn, x, state=None, lengths=None, *, training=False):
             weights = [
                 arrays[name + suffix] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             ]
-            norm = Sites(arrays, suffix, config["norm"], training, eps, momentum)
+            norm = Sites(arrays, suffix, config["norm"], training, eps, momentum, seen)
             place = layer * n_directions + direction
             h, c = h_all[place], c_all[place]
             for t in range(n_steps):

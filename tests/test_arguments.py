@@ -228,6 +228,10 @@ def test_ragged_lists_are_refused():
 def test_masked_arrays_are_refused():
     with pytest.raises(DTypeError, match="must be a plain array; got a masked one"):
         normlib.layer_norm(np.ma.masked_equal(np.eye(3), 0))
+    with pytest.raises(DTypeError, match="mask must be a plain array; got a masked one"):
+        normlib.batch_norm_forward(
+            np.eye(3), mask=np.ma.array([True] * 3, mask=[False, True, False])
+        )
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -17,6 +17,7 @@ LAYOUTS = [
     ((129, 64), 1),
     ((3, 2), 0),
     ((7, 300), 0),
+    ((70, 1100), 1),
     ((4, 5, 3), 1),
     ((40, 3, 7, 7), 1),
     ((2, 3, 80, 80), 1),
@@ -113,6 +114,27 @@ def test_extreme_channel_leaves_the_others_alone(cpu_level, layout, rng):
     np.testing.assert_allclose(dgain, dgain1, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(dx[:, 2] * np.float32(1e35), dx1[:, 2], rtol=1e-3, atol=1e-4)
     np.testing.assert_array_equal(dx[:, untouched], dx1[:, untouched])
+
+
+@pytest.mark.parametrize("shape", [(32771, 64), (2051, 1024), (129, 16384), (33, 3, 21504)])
+def test_arrays_that_leave_the_cache(cpu_level, n_threads, shape, rng):
+    x, dy = rng.standard_normal((2, *shape), dtype=np.float32)
+    gain, bias = rng.uniform(0.5, 1.5, (2, shape[1])).astype(np.float32)
+    y, mean, var = normlib.batch_norm_forward(x, gain, bias, channel_axis=1)
+    np.testing.assert_allclose(mean, x.mean(batch_axes(x, 1), np.float64), atol=1e-9)
+    np.testing.assert_allclose(var, x.var(batch_axes(x, 1), np.float64), rtol=1e-9)
+    given = normlib.batch_norm(x, mean, var, gain, bias, channel_axis=1)
+    np.testing.assert_allclose(y, given, atol=1e-5)
+    for rows in (slice(0, 3), slice(shape[0] // 2 - 1, shape[0] // 2 + 20), slice(-3, None)):
+        part = normlib.batch_norm(x[rows], mean, var, gain, bias, channel_axis=1)
+        np.testing.assert_array_equal(given[rows], part)
+    dx, dgain, dbias = normlib.batch_norm_backward(dy, x, mean, var, gain, channel_axis=1)
+    expected, gain_terms, bias_terms = reference.layer_norm_backward(
+        dy, x, reference.along(gain, x, 1), batch_axes(x, 1)
+    )
+    np.testing.assert_allclose(dx, expected, atol=1e-5)
+    np.testing.assert_allclose(dgain, gain_terms.sum(batch_axes(x, 1)), atol=0.05)
+    np.testing.assert_allclose(dbias, bias_terms.sum(batch_axes(x, 1)), atol=0.05)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -152,6 +152,12 @@ def test_list_shows_plugins_also_broken_ones(installer, capsys):
     assert "broken cannot be used: cannot load the normalizer" in output
 
 
+def test_list_survives_plugins_that_print_and_exit(installer, capsys):
+    source = "print('loud')\nraise SystemExit(0)"
+    installer.install("exits", "exits = exiting_norm:N", exiting_norm=source)
+    assert "SystemExit: 0" in listed(capsys)["exits"]["error"]
+
+
 def test_list_shows_all_who_offer_a_name(installer, capsys):
     installer.install("one", "twice = one_norm:N", one_norm="")
     installer.install("two", "twice = two_norm:N", two_norm="")
@@ -259,6 +265,31 @@ def test_check_of_what_is_not_there(own, capsys, name, message):
     assert captured.out == ""
     assert captured.err.startswith("normlib check: error: ")
     assert message in captured.err
+
+
+def test_check_of_a_script_that_exits(own, capsys):
+    own.write_text(f"{OWN}\nraise SystemExit(0)\n")
+    assert main(["check", "own_norm:Good"]) == 2
+    assert "cannot import 'own_norm': SystemExit: 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["json", "sys"])
+def test_check_of_a_file_named_like_another_module(own, capsys, name):
+    own.rename(own.parent / f"{name}.py")
+    assert main(["check", f"{name}.py:Good"]) == 2
+    assert f"there is another module '{name}' already, from " in capsys.readouterr().err
+
+
+def test_json_stays_whole_where_the_normalizer_prints(own, capsys):
+    lines = ["class Loud(Good):", "    def __init__(self, *a, **k):", "        print('made')"]
+    lines += ["        super().__init__(*a, **k)", "print('imported')"]
+    own.write_text(OWN + "\n".join(lines))
+    rest = [name for name in testing.CHECKS if name != "interface"]
+    skip = [argument for name in rest for argument in ("--skip", name)]
+    assert main(["check", "own_norm:Loud", "--json", *skip]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["passed"] == ["interface"]
+    assert captured.err.startswith("imported\nmade\n")
 
 
 def test_check_refuses_to_skip_what_is_no_check(capsys):

@@ -100,6 +100,19 @@ def test_a_gradient_at_the_last_step_alone(rng):
     np.testing.assert_allclose(gradient_norms(rnn, x, last).h[0, -1], np.linalg.norm(last))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_network_that_explodes_is_measured(dtype, rng):
+    rnn = normlib.RNN(2, 4, cell="rnn", norm=None, nonlinearity="relu", dtype=dtype, rng=0)
+    rnn.parameters["weight_hh_l0"] = np.full((4, 4), 1e6)
+    x = np.abs(rng.standard_normal((120, 3, 2)).astype(dtype))
+    state = hidden_state(rnn(x)[0])
+    assert np.isfinite(state.norm[0])
+    assert not np.isfinite([state.norm[-1], state.mean[-1], state.spread[-1]]).any()
+    norms = gradient_norms(rnn, x, np.ones((3, 4), dtype))
+    assert np.isfinite(norms.h[0, -1])
+    assert not np.isfinite(norms.h[0, 0])
+
+
 def test_gradient_norms_refuse(rng):
     x = rng.standard_normal((4, 5, 2))
     with pytest.raises(errors.ParameterError, match="bidirectional=False"):

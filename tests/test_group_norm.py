@@ -323,9 +323,28 @@ def test_large_samples_with_channels_last(cpu_level, n_threads, dtype, kind, gro
             result = normlib.group_norm(given, groups, *affine, channel_axis=-1, out=out)
             assert result is out
             np.testing.assert_array_equal(out, y)
+    for rows in (slice(None, None, 2), slice(None, None, -1), [2, 0]):
+        some = normlib.group_norm(x[rows], groups, *affine, channel_axis=-1)
+        np.testing.assert_array_equal(some, y[rows])
+    reordered = np.asfortranarray(x)
+    np.testing.assert_array_equal(
+        normlib.group_norm(reordered, groups, *affine, channel_axis=-1), y
+    )
     x[1, 3, 3, 0], x[2, 0, 0, 5] = np.nan, np.inf
     with_nan = normlib.group_norm(x, groups, *affine, channel_axis=-1)
     np.testing.assert_array_equal(with_nan[0], y[0])
     assert np.isnan(with_nan[1, ..., : 6 // groups]).all()
     assert np.isfinite(with_nan[1, ..., 6 // groups :]).all()
     assert np.isnan(with_nan[2, ..., -6 // groups :]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_of_nan_inf_and_overflow_are_silent(dtype, rng):
+    x = rng.standard_normal((1, 2, 2)).astype(dtype)
+    gain = np.ones(2, dtype)
+    largest = np.finfo(dtype).max
+    with np.errstate(all="raise"):
+        _, mean, rstd = normlib.group_norm_forward(x, 1, gain)
+        dy = np.array([[[np.inf, -np.inf], [largest, largest]]], dtype)
+        _, _, dbias = normlib.group_norm_backward(dy, x, 1, mean, rstd, gain)
+    np.testing.assert_array_equal(dbias, np.array([np.nan, np.inf], dtype))

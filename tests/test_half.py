@@ -214,3 +214,33 @@ def test_every_level_gives_the_same_bits(rng):
             _kernels.load("halves", level).narrow(x, y, 1000, dtype != np.float16, 1)
             bits.add(y.tobytes())
         assert len(bits) <= 1
+
+
+@ids
+def test_moments_are_those_of_the_widened(cpu_level, dtype, rng):
+    x = rng.standard_normal((6, 5, 7)).astype(dtype)
+    for given in (x, x[::2, ::-1], np.asfortranarray(x)):
+        for actual, expected in zip(
+            normlib.moments(given, (0, 2)),
+            normlib.moments(given.astype(np.float32), (0, 2)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(actual, expected, strict=True)
+    seen = normlib.Moments(7)
+    seen.update(x)
+    np.testing.assert_array_equal(seen.mean, normlib.moments(x, (0, 1))[0])
+    assert np.isnan(normlib.moments(x[:0], 0)[0]).all()
+
+
+@ids
+@pytest.mark.parametrize("name", ["layer", "batch", "rms", "group", "instance", "noop"])
+def test_normalizers_cast_halves_to_their_dtype(dtype, name, rng):
+    x, dy = rng.standard_normal((2, 5, 8)).astype(dtype)
+    results = []
+    for given, gradient in ((x, dy), (x.astype(np.float32), dy.astype(np.float32))):
+        norm = normlib.create(name, 8)
+        y, cache = norm.forward(given)
+        dx, grads = norm.backward(gradient, cache)
+        results.append([norm(given), y, dx, *grads.values()])
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_array_equal(actual, expected, strict=True)

@@ -196,3 +196,23 @@ def test_axes(axis, axes, rng):
     assert mean.shape == rstd.shape == kept
     np.testing.assert_allclose(mean, expected_mean.reshape(kept).astype(float), atol=1e-7)
     np.testing.assert_allclose(rstd, expected_rstd.reshape(kept).astype(float), rtol=1e-6)
+
+
+@pytest.mark.parametrize("features", [3, 64, 100, 768, 3000, 3200])
+@pytest.mark.parametrize("offset", [0, 1, 4])
+def test_arrays_that_leave_the_cache(cpu_level, n_threads, features, offset, rng):
+    """An output of large arrays has the bits of its rows alone, wherever it starts."""
+    shape = ((1 << 21) // features + 3, features)
+    x = rng.standard_normal(shape, dtype=np.float32)
+    gain, bias = rng.standard_normal((2, features), dtype=np.float32)
+    memory = np.full(x.size + 64, 7, np.float32)
+    start = -memory.ctypes.data // 4 % 16 + offset
+    out = memory[start : start + x.size].reshape(shape)
+    normlib.layer_norm(x, gain, bias, out=out)
+    for rows in np.array_split(np.arange(shape[0]), 7):
+        part = normlib.layer_norm(x[rows], gain, bias)
+        np.testing.assert_array_equal(out[rows], part)
+    assert (memory[:start] == 7).all()
+    assert (memory[start + x.size :] == 7).all()
+    normlib.layer_norm(x, gain, bias, out=x)
+    np.testing.assert_array_equal(x, out)

@@ -89,3 +89,14 @@ def test_only_moments_can_be_merged(other):
 def test_ragged_lists_are_refused():
     with pytest.raises(DTypeError, match="x must be an array, or nested lists whose lengths agree"):
         normlib.Moments(2).update([[1.0, 2.0], [3.0]])
+
+
+@pytest.mark.parametrize(
+    "values", [(np.inf, 1.0), (np.inf, -np.inf), (1e300, -1e300), (np.nan, 1.0)]
+)
+def test_stream_of_nan_inf_and_overflow_is_silent(values):
+    with np.errstate(all="raise"):
+        seen = normlib.Moments(1)
+        for value in values:
+            seen.update(np.array([[value], [1.0]]))
+    assert not np.isfinite(seen.var).any()

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from normlib import BatchNorm, LayerNorm, NoOp, Normalizer
+from normlib import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, NoOp, Normalizer, RMSNorm
 from normlib.errors import DTypeError, ParameterError, ShapeError, StateError
 
 CLASSES = [LayerNorm, BatchNorm, NoOp]
@@ -235,6 +235,22 @@ def test_what_is_too_large_for_float32_becomes_inf(cls):
     if norm.parameters:
         norm.load_state_dict({**norm.state_dict(), "bias": np.full(3, 1e300)})
         assert np.isinf(norm.parameters["bias"]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cls", [*CLASSES, RMSNorm, GroupNorm, InstanceNorm])
+def test_nan_inf_and_overflow_are_silent(cls, dtype):
+    largest = np.finfo(dtype).max
+    norm = cls(4, dtype=dtype)
+    with np.errstate(all="raise"):
+        for first in [np.nan, np.inf, largest]:
+            for second in [np.nan, -np.inf, -largest, 1.0]:
+                x = np.array([[first] * 4, [second] * 4, [1.0, 2.0, first, second]], dtype)
+                for shape in [(3, 4), (3, 1, 4), (1, 3, 4)]:
+                    for forward in [norm.forward, norm.forward_frozen]:
+                        _, cache = forward(x.reshape(shape))
+                        norm.backward(x.reshape(shape), cache)
+                    norm(x.reshape(shape))
 
 
 # ---- running statistics ---------------------------------------------------------------------
@@ -474,6 +490,8 @@ def test_loaded_state_is_cast():
         ({"bias": np.zeros(3, complex)}, DTypeError, "bias must be castable to float32"),
         ({"num_batches": np.zeros(1)}, DTypeError, "num_batches must be castable to int64"),
         ({"bias": ["a", "b", "c"]}, DTypeError, "bias must be castable"),
+        ({"bias": np.ma.zeros(3)}, DTypeError, "bias must be a plain array; got a masked one"),
+        ({"beta": 0, 1: 0}, StateError, r"unexpected: \[1, 'beta'\]"),
     ],
 )
 def test_loading_is_all_or_nothing(change, error, message):
@@ -485,6 +503,12 @@ def test_loading_is_all_or_nothing(change, error, message):
         norm.load_state_dict(state)
     for key, array in norm.state_dict().items():
         np.testing.assert_array_equal(array, before[key])
+
+
+@pytest.mark.parametrize("state", [None, 3, [("gain", np.ones(3))]])
+def test_a_state_is_a_mapping(state):
+    with pytest.raises(StateError, match="a state must be a mapping of names to arrays"):
+        LayerNorm(3).load_state_dict(state)
 
 
 # ---- the base class, for those who derive from it -----------------------------------------------

@@ -59,6 +59,8 @@ def calls(x, dy, gain, bias, axis):
     _, mean_c, var = normlib.batch_norm_forward(x, channel_axis=axis)
     yield lambda: normlib.batch_norm(x, mean_c, var, gain_c, channel_axis=axis)
     yield lambda: normlib.batch_norm(x, mean_c, var, channel_axis=axis, out=x.copy())
+    mean_f, var_f = mean_c.astype(np.float32), var.astype(np.float32)
+    yield lambda: normlib.batch_norm(x, mean_f, var_f, gain_c, bias_c, channel_axis=axis)
     if x.dtype == np.float32:
         yield lambda: normlib.batch_norm_backward(dy, x, mean_c, var, gain_c, channel_axis=axis)
         yield lambda: normlib.batch_norm_backward(dy, x, mean_c, var, channel_axis=axis)
@@ -110,7 +112,7 @@ def test_what_is_not_plain_is_left_to_the_checked_path(taken, rng):
         lambda: normlib.layer_norm_forward(x[::2], gain),
         lambda: normlib.layer_norm_backward(x, x, mean.astype(np.float32), rstd),
         lambda: normlib.layer_norm_backward(x.astype(float), x, mean, rstd),
-        lambda: normlib.batch_norm(x, mean_c.astype(np.float32), var),
+        lambda: normlib.batch_norm(x, list(mean_c), var),
         lambda: normlib.batch_norm(x, mean_c, var, channel_axis=np.int64(1)),
         lambda: normlib.batch_norm(x.astype(float), mean_c, over[0], out=over),
         lambda: normlib.batch_norm_forward(x.T, channel_axis=0),

@@ -8,6 +8,7 @@ import struct
 
 import numpy as np
 import pytest
+import safetensors
 from safetensors.numpy import load_file, save_file
 
 import normlib
@@ -129,6 +130,23 @@ def test_numbers_of_numpy_are_saved_as_those_of_python(path):
     loaded = normlib.RNN.load(path)
     assert loaded.norm_config == config
     assert [type(value) for value in loaded.norm_config.values()] == [float, float, int, bool]
+
+
+def test_a_disk_that_is_full_leaves_the_files_that_were(path, monkeypatch):
+    def full(*arguments, **options):
+        raise safetensors.SafetensorError("no space left")
+
+    rnn = normlib.RNN(I, H)
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.numpy.save_file", full)
+        with pytest.raises(OSError, match=r"cannot write .*model\.safetensors: no space left"):
+            rnn.save(path)
+    assert not path.exists()
+    rnn.save(path)
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        rnn.save(path)
+    assert normlib.RNN.load(path).parameters == rnn.parameters
 
 
 def test_a_buffer_that_the_format_lacks(name, path):

@@ -44,7 +44,7 @@ def _is_built(module: str) -> bool:
 if not _is_built("cpu"):
     raise ImportError(f"normlib has no compiled kernels. {_HOW_TO_BUILD}")
 
-from normlib._kernels import cpu  # noqa: E402
+from normlib._kernels import cpu  # noqa: E402  # only now is it known to be there
 
 
 def missing_kernels(level: str) -> list[str]:

@@ -9,8 +9,8 @@ from libc.math cimport sqrt
 
 from normlib._kernels.arrays cimport address, is_single
 from normlib._kernels.channels cimport (
-    Shape, STRIP, add_blocks, block_size, items_per_block, load_doubles, n_blocks, n_items,
-    padded_channels, scratch_size, store_doubles,
+    PANEL, Shape, add_blocks, block_size, clear_sums, items_per_block, load_doubles, n_blocks,
+    n_items, padded_channels, scratch_size, store_doubles,
 )
 from normlib._kernels.plain cimport new_vector
 from normlib._kernels.rows cimport (
@@ -23,6 +23,10 @@ from normlib._kernels.vec cimport (
 )
 
 cnp.import_array()
+
+cdef enum:
+    CHUNK_ROWS = 8       # rows of columns that are summed together, at least
+    CHUNK = 16384        # elements of rows that are, if there are more
 
 cdef extern from *:
     """
@@ -42,14 +46,14 @@ def scratch_shape(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner):
 cdef inline void column_sums(
     const vreal *x,         # IN  (n_rows, stride), at the first column
     const vreal *shift,     # IN  (columns,)
-    double *sum_d,          # OUT (columns,)
-    double *sum_d2,         # OUT (columns,)
+    double *sum_d,          # IN/OUT (columns,)
+    double *sum_d2,         # IN/OUT (columns,)
     Py_ssize_t n_rows,
     Py_ssize_t stride,
     Py_ssize_t n_columns,   # at most COLUMN_VECS vectors
     bint full,              # a constant: exactly so many
 ) noexcept nogil:
-    """float32: sums of d = x - shift and of d**2, in double."""
+    """float32: add some rows to the sums of d = x - shift and of d**2, in double."""
     cdef vf64 shifts[COLUMN_VECS * MAX_PARTS]
     cdef vf64 acc1[COLUMN_VECS * MAX_PARTS]
     cdef vf64 acc2[COLUMN_VECS * MAX_PARTS]
@@ -61,9 +65,10 @@ cdef inline void column_sums(
     for k in range(COLUMN_VECS):
         n_parts = vwiden(vload(at(shift, k * width), n_columns - k * width, full), parts)
         for p in range(n_parts):
-            shifts[k * n_parts + p] = parts[p]
-            acc1[k * n_parts + p] = vf64_set(0)
-            acc2[k * n_parts + p] = vf64_set(0)
+            i = k * n_parts + p
+            shifts[i] = parts[p]
+            acc1[i] = (<vf64 *>sum_d)[i]
+            acc2[i] = (<vf64 *>sum_d2)[i]
     for r in range(n_rows):
         for k in range(COLUMN_VECS):
             if full:
@@ -122,20 +127,37 @@ cdef inline void column_moments(
         m2[i] = vget(acc2, i) - vget(acc1, i) * c[i]
 
 
-cdef inline void column_item(
-    const vreal *x,         # IN  (n_rows, channels), at the first column
-    const vreal *shift,     # IN  (n_columns,): the batch's first row
-    double *out,            # OUT (3, padded), at the first column
+cdef inline void moments_columns(
+    const vreal *x,         # IN  (n_rows, channels)
+    const vreal *shift,     # IN  (channels,): the batch's first row
+    double *sums,           # IN/OUT (3, padded)
     Py_ssize_t n_rows,
     Py_ssize_t channels,
-    Py_ssize_t n_columns,
     Py_ssize_t padded,
-    bint full,              # a constant
+    Py_ssize_t first,
+    Py_ssize_t stop,
 ) noexcept nogil:
-    if vreal is vf32:
-        column_sums(x, shift, out, out + padded, n_rows, channels, n_columns, full)
-    else:
-        column_moments(x, out, out + padded, out + 2 * padded, n_rows, channels, n_columns, full)
+    """The columns from first to stop: float32, added to the sums; float64, the moments."""
+    cdef Py_ssize_t group = COLUMN_VECS * lanes(x)
+    cdef Py_ssize_t c = first
+    cdef Py_ssize_t n
+    while c < stop:
+        n = min(group, stop - c)
+        if vreal is vf32:
+            if n == group:
+                column_sums(at(x, c), at(shift, c), sums + c, sums + padded + c, n_rows, channels,
+                            group, True)
+            else:
+                column_sums(at(x, c), at(shift, c), sums + c, sums + padded + c, n_rows, channels,
+                            n, False)
+        else:
+            if n == group:
+                column_moments(at(x, c), sums + c, sums + padded + c, sums + 2 * padded + c, n_rows,
+                               channels, group, True)
+            else:
+                column_moments(at(x, c), sums + c, sums + padded + c, sums + 2 * padded + c, n_rows,
+                               channels, n, False)
+        c += n
 
 
 cdef void moments_item(
@@ -149,26 +171,27 @@ cdef void moments_item(
     cdef Py_ssize_t size = block_size(shape)
     cdef Py_ssize_t block = item // items_per_block(shape)
     cdef Py_ssize_t channel = item % items_per_block(shape)
-    cdef Py_ssize_t group = COLUMN_VECS * lanes(x)
-    cdef Py_ssize_t n_rows, first, stop, o, i
-    cdef const vreal *columns
+    cdef Py_ssize_t n_rows, rows, first, stop, r, o, i
+    cdef const vreal *batch = x
     cdef double *out = scratch + 3 * block * padded
     cdef double sum_d, sum_d2
     cdef Merged all
     cdef Moments moments
     if shape.inner == 1:
+        first = channel * PANEL
+        stop = min(first + PANEL, shape.channels)
         n_rows = min(size, shape.outer - block * size)
-        first = channel * STRIP
-        stop = min((channel + 1) * STRIP, shape.channels)
-        while first < stop:
-            columns = at(x, block * size * shape.channels + first)
-            if first + group <= stop:
-                column_item(columns, at(x, first), out + first, n_rows, shape.channels, group,
-                            padded, True)
-            else:
-                column_item(columns, at(x, first), out + first, n_rows, shape.channels,
-                            stop - first, padded, False)
-            first += group
+        x = at(x, block * size * shape.channels)
+        if vreal is vf32:
+            clear_sums(out, out + padded, first, min(first + PANEL, padded))
+            rows = max(CHUNK_ROWS, CHUNK // shape.channels)
+            r = 0
+            while r < n_rows:
+                moments_columns(at(x, r * shape.channels), batch, out, min(rows, n_rows - r),
+                                shape.channels, padded, first, stop)
+                r += rows
+        else:
+            moments_columns(x, batch, out, n_rows, shape.channels, padded, first, stop)
         return
     merge_none(&all)
     out[channel] = 0

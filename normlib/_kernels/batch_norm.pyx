@@ -12,12 +12,12 @@ from cython.parallel cimport prange
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.channels cimport (
-    Shape, Statistics, beyond, find_doubles, gain_of, load_doubles, rest_of,
-    scale_channels, store_doubles,
+    Shape, Statistics, beyond, find_doubles, gain_of, load_doubles, rest_of, rows_together,
+    scale_channels, store_doubles, sweep_start,
 )
 from normlib._kernels.norm_rows cimport NormForward, forward_capsule
 from normlib._kernels.plain cimport (
-    apart, find_channels, is_eps, is_input, is_output, is_parameter, is_vector, new_vector,
+    apart, as_doubles, find_channels, is_eps, is_input, is_output, is_parameter, new_vector,
 )
 from normlib._kernels.vec cimport (
     STREAM_FLOATS, VF64_LANES, at, at_out, lanes, to_boundary, vec_fence, vf32, vf64, vf64_set,
@@ -27,7 +27,6 @@ from normlib._kernels.vec cimport (
 cnp.import_array()
 
 cdef enum:
-    OUTER = 8            # rows of columns that are done together
     PIECE = 16384        # elements of a plane that are one work item
 
 
@@ -104,13 +103,14 @@ cdef inline void normalize_plane(
             j = i + k * width
             vstore(at_out(y, j), vfma(at(x, j)[0] - m, s, t), stream)
         i += 4 * width
-    while i < n:
-        j = min(width, n - i)
-        vstore_first(at_out(y, i), vfma(vload_first(at(x, i), j) - m, s, t), j)
+    while i + width <= n:
+        vstore(at_out(y, i), vfma(at(x, i)[0] - m, s, t), stream)
         i += width
+    if i < n:
+        vstore_first(at_out(y, i), vfma(vload_first(at(x, i), n - i) - m, s, t), n - i)
 
 
-cdef void rows_part(
+cdef void normalize_rows(
     const vreal *x,         # IN  (outer, channels)
     const vreal *gain,      # IN  (channels,) or NULL
     const vreal *bias,      # IN  (channels,) or NULL
@@ -120,19 +120,14 @@ cdef void rows_part(
     const Shape *shape,
     const Statistics *statistics,
     bint stream,
-    int part,
-    int n_parts,
+    Py_ssize_t row,
+    Py_ssize_t stop,
 ) noexcept nogil:
-    """One of n_parts equal parts of the rows, whose channels lie side by side."""
+    """The rows from row to stop, whose channels lie side by side."""
     cdef Py_ssize_t channels = shape.channels
-    # Streaming stores want to fill a cache line before they go on to another one.
-    cdef Py_ssize_t size = 1 if stream else OUTER
-    cdef Py_ssize_t n_groups = (shape.outer + size - 1) // size
-    cdef Py_ssize_t row = n_groups * part // n_parts * size
-    cdef Py_ssize_t stop = min(n_groups * (part + 1) // n_parts * size, shape.outer)
     cdef Py_ssize_t n_rows, start, first, d, c, i, r
     while row < stop:
-        n_rows = min(size, stop - row)
+        n_rows = min(rows_together(shape, stream), stop - row)
         start = row * channels
         first = 0
         d = 0
@@ -150,12 +145,10 @@ cdef void rows_part(
                     normalize_double(at(x, i), gain, bias, at_out(y, i), 1, statistics, c)
             first = c + 1
             d += 1
-        row += size
-    if stream:
-        vec_fence()
+        row += n_rows
 
 
-cdef void planes_part(
+cdef void normalize_planes(
     const vreal *x,         # IN  (outer, channels, inner)
     const vreal *gain,      # IN  (channels,) or NULL
     const vreal *bias,      # IN  (channels,) or NULL
@@ -165,14 +158,11 @@ cdef void planes_part(
     const Shape *shape,
     const Statistics *statistics,
     bint stream,
-    int part,
-    int n_parts,
+    Py_ssize_t item,
+    Py_ssize_t stop,
 ) noexcept nogil:
-    """One of n_parts equal parts of the planes, or of the pieces of long ones."""
+    """The planes from item to stop, or pieces of long ones."""
     cdef Py_ssize_t n_pieces = (shape.inner + PIECE - 1) // PIECE
-    cdef Py_ssize_t total = shape.outer * shape.channels * n_pieces
-    cdef Py_ssize_t item = total * part // n_parts
-    cdef Py_ssize_t stop = total * (part + 1) // n_parts
     cdef Py_ssize_t piece = item % n_pieces
     cdef Py_ssize_t c = item // n_pieces % shape.channels
     cdef Py_ssize_t i = item // n_pieces * shape.inner + piece * PIECE
@@ -197,19 +187,33 @@ cdef void planes_part(
             c += 1
             if c == shape.channels:
                 c = 0
-    if stream:
-        vec_fence()
 
 
-cdef inline void normalize_part(
+cdef void normalize_part(
     const vreal *x, const vreal *gain, const vreal *bias, const vreal *factors,
     const Py_ssize_t *doubles, vreal *y, const Shape *shape, const Statistics *statistics,
     bint stream, int part, int n_parts,
 ) noexcept nogil:
-    if shape.inner == 1:
-        rows_part(x, gain, bias, factors, doubles, y, shape, statistics, stream, part, n_parts)
-    else:
-        planes_part(x, gain, bias, factors, doubles, y, shape, statistics, stream, part, n_parts)
+    """One of n_parts equal parts."""
+    cdef bint rows = shape.inner == 1
+    cdef Py_ssize_t size = shape.channels if rows else min(<Py_ssize_t>PIECE, shape.inner)
+    cdef Py_ssize_t total = shape.outer
+    cdef Py_ssize_t first, start, stop
+    if not rows:
+        total *= shape.channels * ((shape.inner + PIECE - 1) // PIECE)
+    first = total * part // n_parts
+    stop = total * (part + 1) // n_parts
+    while stop > first:
+        start = sweep_start(first, stop, size, stream)
+        if rows:
+            normalize_rows(x, gain, bias, factors, doubles, y, shape, statistics, stream, start,
+                           stop)
+        else:
+            normalize_planes(x, gain, bias, factors, doubles, y, shape, statistics, stream, start,
+                             stop)
+        stop = start
+    if stream:
+        vec_fence()
 
 
 cdef void normalize_all(const vreal *x, const vreal *gain, const vreal *bias, vreal *factors,
@@ -288,7 +292,7 @@ def batch_norm_forward(x, mean, rest, rstd, gain, bias, y, int n_threads):
 
 
 def batch_norm_plain(x, mean, var, gain, bias, channel_axis, eps, out, threads_for):
-    """batch_norm; None unless every argument is plain, mean and var of doubles.
+    """batch_norm; None unless every argument is plain, mean and var of floats or doubles.
 
     threads_for(elements) tells how many threads to use.
     """
@@ -296,9 +300,12 @@ def batch_norm_plain(x, mean, var, gain, bias, channel_axis, eps, out, threads_f
     if not (is_input(x) and is_eps(eps) and find_channels(x, channel_axis, &shape)):
         return None
     cdef Py_ssize_t channels = shape.channels
-    if not (is_vector(mean, cnp.NPY_FLOAT64, channels) and is_vector(var, cnp.NPY_FLOAT64, channels)
-            and is_parameter(gain, x, channels) and is_parameter(bias, x, channels)
-            and is_output(out, x) and apart(out, gain, bias) and apart(out, mean, var)):
+    if not (is_parameter(gain, x, channels) and is_parameter(bias, x, channels)
+            and is_output(out, x) and apart(out, gain, bias)):
+        return None
+    mean = as_doubles(mean, channels)
+    var = as_doubles(var, channels)
+    if mean is None or var is None or not apart(out, mean, var):
         return None
     rstd = new_vector(channels, cnp.NPY_FLOAT64)
     if reciprocal_std(var, rstd, eps) >= 0:

@@ -16,12 +16,12 @@ from cython.parallel cimport prange
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.channels cimport (
-    Shape, Statistics, STRIP, add_blocks, beyond, block_size, find_doubles, gain_of,
-    items_per_block, load_doubles, n_items, padded_channels, rest_of, scale_channels, scratch_size,
-    store_doubles,
+    PANEL, Shape, Statistics, add_blocks, beyond, block_size, clear_sums, find_doubles, gain_of,
+    items_per_block, load_doubles, n_items, padded_channels, rest_of, rows_together,
+    scale_channels, scratch_size, store_doubles, sweep_start,
 )
 from normlib._kernels.plain cimport (
-    find_channels, is_eps, is_input, is_like, is_parameter, is_vector, new_vector,
+    as_doubles, find_channels, is_eps, is_input, is_like, is_parameter, new_vector,
 )
 from normlib._kernels.rows cimport FOLD
 from normlib._kernels.vec cimport (
@@ -31,9 +31,6 @@ from normlib._kernels.vec cimport (
 )
 
 cnp.import_array()
-
-cdef enum:
-    OUTER = 8            # rows of columns that are done together
 
 cdef enum:
     MEAN = 0                # rows of the factors of the backward pass
@@ -71,13 +68,14 @@ cdef inline void sum_columns(
     const vreal *dy,        # IN  (n_rows, stride), at the first column
     const vreal *x,         # IN  (n_rows, stride)
     const vreal *factors,   # IN  (7, stride)
-    double *sum1,           # OUT (STRIP,)
-    double *sum2,           # OUT (STRIP,)
-    Py_ssize_t n_rows,
+    double *sum1,           # IN/OUT (a block,)
+    double *sum2,           # IN/OUT (a block,)
+    Py_ssize_t n_rows,      # at most FOLD
     Py_ssize_t stride,
     Py_ssize_t n_columns,   # at most one block of the type
     bint full,              # a constant: exactly one
 ) noexcept nogil:
+    """Add some rows to a block of columns' sums."""
     cdef vreal acc1[MAX_BLOCK_VECS]
     cdef vreal acc2[MAX_BLOCK_VECS]
     cdef vreal mean[MAX_BLOCK_VECS]
@@ -87,34 +85,26 @@ cdef inline void sum_columns(
     cdef int k
     cdef int n_vecs = block_vecs(x)
     cdef Py_ssize_t width = lanes(x)
-    cdef Py_ssize_t r = 0
-    cdef Py_ssize_t i, stop, left
-    for i in range(n_vecs * width):
-        sum1[i] = 0
-        sum2[i] = 0
+    cdef Py_ssize_t r, i, left
     for k in range(n_vecs):
         i = k * width
         left = n_columns - i
         mean[k] = vload(at(factors, MEAN * stride + i), left, full)
         rstd[k] = vload(at(factors, RSTD * stride + i), left, full)
         offset[k] = vload(at(factors, OFFSET * stride + i), left, full)
-    while r < n_rows:
-        stop = min(r + FOLD, n_rows)
+        acc1[k] = vset(0, x)
+        acc2[k] = vset(0, x)
+    for r in range(n_rows):
         for k in range(n_vecs):
-            acc1[k] = vset(0, x)
-            acc2[k] = vset(0, x)
-        while r < stop:
-            for k in range(n_vecs):
-                i = k * width
-                left = n_columns - i
-                g = vload(at(dy, r * stride + i), left, full)
-                xhat = vfma(vload(at(x, r * stride + i), left, full) - mean[k], rstd[k], offset[k])
-                acc1[k] = acc1[k] + g
-                acc2[k] = vfma(g, xhat, acc2[k])
-            r += 1
-        for k in range(n_vecs):
-            vadd_to(sum1 + k * width, acc1[k])
-            vadd_to(sum2 + k * width, acc2[k])
+            i = k * width
+            left = n_columns - i
+            g = vload(at(dy, r * stride + i), left, full)
+            xhat = vfma(vload(at(x, r * stride + i), left, full) - mean[k], rstd[k], offset[k])
+            acc1[k] = acc1[k] + g
+            acc2[k] = vfma(g, xhat, acc2[k])
+    for k in range(n_vecs):
+        vadd_to(sum1 + k * width, acc1[k])
+        vadd_to(sum2 + k * width, acc2[k])
 
 
 cdef inline void sum_planes(
@@ -182,6 +172,29 @@ cdef inline void sum_planes(
     sum2[0] = vsum_wide(x, wide2)
 
 
+cdef inline void sum_rows(
+    const vreal *dy,        # IN  (n_rows, channels)
+    const vreal *x,         # IN  (n_rows, channels)
+    const vreal *factors,   # IN  (7, channels)
+    double *sum1,           # IN/OUT (padded,)
+    double *sum2,           # IN/OUT (padded,)
+    Py_ssize_t n_rows,      # at most FOLD
+    Py_ssize_t channels,
+    Py_ssize_t first,
+    Py_ssize_t stop,
+) noexcept nogil:
+    """Add some rows to the sums of the columns from first to stop."""
+    cdef Py_ssize_t size = block_vecs(x) * lanes(x)
+    cdef Py_ssize_t c = first
+    while c + size <= stop:
+        sum_columns(at(dy, c), at(x, c), at(factors, c), sum1 + c, sum2 + c, n_rows, channels, size,
+                    True)
+        c += size
+    if c < stop:
+        sum_columns(at(dy, c), at(x, c), at(factors, c), sum1 + c, sum2 + c, n_rows, channels,
+                    stop - c, False)
+
+
 cdef void sums_item(
     const vreal *dy,        # IN  (outer, channels, inner)
     const vreal *x,         # IN  (outer, channels, inner)
@@ -197,27 +210,25 @@ cdef void sums_item(
     cdef Py_ssize_t block = item // items_per_block(shape)
     cdef Py_ssize_t channel = item % items_per_block(shape)
     cdef Py_ssize_t channels = shape.channels
-    cdef Py_ssize_t block_columns = block_vecs(x) * lanes(x)
     cdef double *sum1 = scratch + 3 * block * padded
     cdef double *sum2 = scratch + (3 * block + 1) * padded
     cdef double part1, part2
-    cdef Py_ssize_t n_rows, first, row, o, i, c
+    cdef Py_ssize_t n_rows, first, stop, row, r, o, i, c
     if shape.inner == 1:
+        first = channel * PANEL
+        stop = min(first + PANEL, channels)
         n_rows = min(size, shape.outer - block * size)
         row = block * size * channels
-        first = channel * STRIP
-        while first < min((channel + 1) * STRIP, channels):
-            if first + block_columns <= channels:
-                sum_columns(at(dy, row + first), at(x, row + first), at(factors, first),
-                            sum1 + first, sum2 + first, n_rows, channels, block_columns, True)
-            else:
-                sum_columns(at(dy, row + first), at(x, row + first), at(factors, first),
-                            sum1 + first, sum2 + first, n_rows, channels, channels - first, False)
-            for c in range(first, min(first + block_columns, channels)):
-                if beyond(x, gain, statistics, c):
-                    sum_double(at(dy, row + c), at(x, row + c), sum1 + c, sum2 + c, n_rows,
-                               channels, statistics, c)
-            first += block_columns
+        clear_sums(sum1, sum2, first, min(first + PANEL, padded))
+        r = 0
+        while r < n_rows:
+            sum_rows(at(dy, row + r * channels), at(x, row + r * channels), factors, sum1, sum2,
+                     min(<Py_ssize_t>FOLD, n_rows - r), channels, first, stop)
+            r += FOLD
+        for c in range(first, stop):
+            if beyond(x, gain, statistics, c):
+                sum_double(at(dy, row + c), at(x, row + c), sum1 + c, sum2 + c, n_rows, channels,
+                           statistics, c)
         return
     first = block * size
     n_rows = min(size, shape.outer - first)
@@ -348,12 +359,7 @@ cdef inline void input_gradient_plane(
                                     scale, center, slope, level), n)
 
 
-cdef inline Py_ssize_t rows_in_item(bint stream) noexcept nogil:
-    """Streaming stores want to fill a cache line before they go on to another one."""
-    return 1 if stream else OUTER
-
-
-cdef void input_gradient_item(
+cdef void input_gradient_rows(
     const vreal *dy,        # IN  (outer, channels, inner)
     const vreal *x,         # IN  (outer, channels, inner)
     const vreal *gain,      # IN  (channels,) or NULL
@@ -366,13 +372,11 @@ cdef void input_gradient_item(
     const Statistics *statistics,
     Py_ssize_t padded,
     bint stream,
-    Py_ssize_t item,
+    Py_ssize_t start,
+    Py_ssize_t n_rows,
 ) noexcept nogil:
     """Some rows of columns, or the planes of as many outer indices."""
     cdef Py_ssize_t channels = shape.channels
-    cdef Py_ssize_t size = rows_in_item(stream)
-    cdef Py_ssize_t start = item * size
-    cdef Py_ssize_t n_rows = min(size, shape.outer - start)
     cdef Py_ssize_t row = start * channels * shape.inner
     cdef const char *rows_counted = NULL
     cdef Py_ssize_t i, c, o
@@ -413,6 +417,29 @@ cdef void input_gradient_item(
             else:
                 input_gradient_plane(at(dy, i), at(x, i), factors, at_out(dx, i), shape.inner,
                                      channels, c, False)
+
+
+cdef void input_gradient_part(
+    const vreal *dy, const vreal *x, const vreal *gain, const vreal *factors,
+    const Py_ssize_t *doubles, const double *means, vreal *dx, const char *counted,
+    const Shape *shape, const Statistics *statistics, Py_ssize_t padded, bint stream, int part,
+    int n_parts,
+) noexcept nogil:
+    """One of n_parts equal parts."""
+    cdef Py_ssize_t first = shape.outer * part // n_parts
+    cdef Py_ssize_t stop = shape.outer * (part + 1) // n_parts
+    cdef Py_ssize_t start, row, n_rows
+    while stop > first:
+        start = sweep_start(first, stop, shape.channels * shape.inner, stream)
+        row = start
+        while row < stop:
+            n_rows = min(rows_together(shape, stream), stop - row)
+            input_gradient_rows(dy, x, gain, factors, doubles, means, dx, counted, shape,
+                                statistics, padded, stream, row, n_rows)
+            row += n_rows
+        stop = start
+    if stream:
+        vec_fence()
 
 
 cdef inline int load_gains(const vreal *gain, const vreal *tag, vf64 *parts, Py_ssize_t c,
@@ -506,7 +533,8 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
     cdef Py_ssize_t run = channels if shape.inner == 1 else shape.inner
     cdef bint stream = (shape.outer * channels * shape.inner >= STREAM_FLOATS
                         and run % lanes(x) == 0 and to_boundary(dx) == 0)
-    cdef Py_ssize_t n_groups, i
+    cdef Py_ssize_t i
+    cdef int part
     # First the offset of xhat, of which gain is no part; then SCALE, of which it is.
     scale_channels(<const vreal *>NULL, <const vreal *>NULL, at_out(factors, MEAN * channels),
                    at_out(factors, RSTD * channels), at_out(factors, OFFSET * channels),
@@ -521,18 +549,13 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
             sums_item(dy, x, gain, factors, scratch, &shape, &statistics, padded, i)
     add_blocks(scratch, &shape, padded)
     finish_gradients(gain, factors, scratch, dgain, dbias, &statistics, channels, padded, n)
-    n_groups = (shape.outer + rows_in_item(stream) - 1) // rows_in_item(stream)
     if n_threads == 1:
-        for i in range(n_groups):
-            input_gradient_item(dy, x, gain, factors, doubles, scratch, dx, counted, &shape,
-                                &statistics, padded, stream, i)
+        input_gradient_part(dy, x, gain, factors, doubles, scratch, dx, counted, &shape,
+                            &statistics, padded, stream, 0, 1)
     else:
-        for i in prange(n_groups, schedule="static",
-                        num_threads=n_threads):
-            input_gradient_item(dy, x, gain, factors, doubles, scratch, dx, counted, &shape,
-                                &statistics, padded, stream, i)
-    if stream:
-        vec_fence()     # of this thread; the others' went with the end of their loop
+        for part in prange(n_threads, schedule="static", num_threads=n_threads):
+            input_gradient_part(dy, x, gain, factors, doubles, scratch, dx, counted, &shape,
+                                &statistics, padded, stream, part, n_threads)
 
 
 cdef int backward(object dy, object x, object mean, object rest, object rstd, object gain,
@@ -593,8 +616,9 @@ def batch_norm_backward_plain(dy, x, mean, var, gain, channel_axis, eps, recipro
         return None
     cdef Py_ssize_t channels = shape.channels
     cdef Py_ssize_t n = shape.outer * shape.inner
-    if not (n >= 2 and is_vector(mean, cnp.NPY_FLOAT64, channels)
-            and is_vector(var, cnp.NPY_FLOAT64, channels) and is_parameter(gain, x, channels)):
+    mean = as_doubles(mean, channels)
+    var = as_doubles(var, channels)
+    if n < 2 or mean is None or var is None or not is_parameter(gain, x, channels):
         return None
     rstd = new_vector(channels, cnp.NPY_FLOAT64)
     if reciprocal_std(var, rstd, eps) >= 0:

@@ -12,6 +12,8 @@ statistics are sums in double about each channel's first value, which blocks jus
 those of rows.pxd, merged by Chan's formula. Sums of gradients are folded into double after FOLD
 steps.
 
+Outputs follow in sweeps, from the last to the first where they leave the cache.
+
 A channel whose scale, gain * rstd, is beyond the range of its type is done in double.
 """
 from libc.math cimport fabs
@@ -26,7 +28,11 @@ cdef enum:
     ROWS = 64            # rows in a block of the column loops, at least
     PLANES = 16          # planes in a block of the plane loops, at least
     BLOCK_ELEMENTS = 4096
-    STRIP = 64           # columns of a work item; a block of floats, two of doubles
+    STRIP = 64           # columns side by side in registers; a block of floats, two of doubles
+    NARROW = 256         # columns, at most, of rows that are streamed together
+    OUTER = 8            # rows of columns that are done together
+    SWEEP = 65536        # elements of large arrays that are gone through forwards
+    PANEL = 1024         # columns of a work item, of whose sums L1 holds all
 
 
 cdef struct Shape:
@@ -47,9 +53,9 @@ cdef inline Py_ssize_t n_blocks(const Shape *shape) noexcept nogil:
 
 
 cdef inline Py_ssize_t items_per_block(const Shape *shape) noexcept nogil:
-    """Work items in a block: strips of columns, or channels."""
+    """Work items in a block: panels of columns, or channels."""
     if shape.inner == 1:
-        return (shape.channels + STRIP - 1) // STRIP
+        return (shape.channels + PANEL - 1) // PANEL
     return shape.channels
 
 
@@ -59,12 +65,42 @@ cdef inline Py_ssize_t n_items(const Shape *shape) noexcept nogil:
 
 
 cdef inline Py_ssize_t padded_channels(const Shape *shape) noexcept nogil:
-    return items_per_block(shape) * (STRIP if shape.inner == 1 else 1)
+    """Channels that scratch has room for: whole strips of columns."""
+    if shape.inner == 1:
+        return (shape.channels + STRIP - 1) // STRIP * STRIP
+    return shape.channels
 
 
 cdef inline Py_ssize_t scratch_size(const Shape *shape) noexcept nogil:
     """Doubles of scratch that statistics and gradients need: (blocks, 3, padded)."""
     return n_blocks(shape) * 3 * padded_channels(shape)
+
+
+cdef inline Py_ssize_t rows_together(const Shape *shape, bint stream) noexcept nogil:
+    """Rows of columns whose factors are loaded once.
+
+    Streaming stores want to fill a cache line before they go on to another one.
+    """
+    return 1 if stream and shape.channels > NARROW else OUTER
+
+
+cdef inline Py_ssize_t sweep_start(Py_ssize_t first, Py_ssize_t stop, Py_ssize_t size,
+                                   bint stream) noexcept nogil:
+    """Where the last sweep over the items from first to stop starts, of size elements each.
+
+    Large arrays are normalized from their end, which the sums have just left in the cache.
+    """
+    if not stream:
+        return first
+    return max(first, stop - max(1, SWEEP // size // OUTER) * OUTER)
+
+
+cdef inline void clear_sums(double *sum1, double *sum2, Py_ssize_t first,
+                            Py_ssize_t stop) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(first, stop):
+        sum1[i] = 0
+        sum2[i] = 0
 
 
 cdef inline void add_blocks(

@@ -18,12 +18,13 @@ cimport numpy as cnp
 from cython.parallel cimport prange
 from libc.math cimport sqrt
 
-from normlib._kernels.affine cimport add_run
+from normlib._kernels.affine cimport add_run, affine_row
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.halves cimport (
     Halves, is_plain_half, new_scratch, streams, vec_narrow_halves, vec_widen_halves,
 )
+from normlib._kernels.lines cimport MAX_HELD, Lines, close_lines, no_lines, open_lines, pass_lines
 from normlib._kernels.norm_rows cimport NormForward, forward_capsule
 from normlib._kernels.plain cimport (
     apart, is_eps, is_input, is_like, is_output, is_pair, is_parameter,
@@ -33,82 +34,14 @@ from normlib._kernels.rows cimport (
     scaled_moments, scaled_xhat, unscaled_mean, unscaled_rstd, vector_range,
 )
 from normlib._kernels.vec cimport (
-    STREAM_FLOATS, at, at_out, lanes, to_boundary, vec_fence, vf32, vf64, vfma, vget, vload,
-    vload_first, vput, vreal, vset, vstore, vstore_first,
+    STREAM_FLOATS, at, at_out, lanes, to_boundary, vec_fence, vec_prefetch, vf32, vf64, vfma, vget,
+    vput, vreal, vset, vstore,
 )
 
 cnp.import_array()
 
 cdef enum:
     GROUP_FLOATS = 3072  # elements in a group of rows (benchmarks.thresholds)
-
-
-cdef inline vreal affine(vreal v, const vreal *gain, const vreal *bias, Py_ssize_t n,
-                         bint has_gain, bint has_bias) noexcept nogil:
-    """v * gain + bias, from the first n elements of each."""
-    cdef bint full = n == lanes(gain)
-    if has_gain and has_bias:
-        return vfma(v, vload(gain, n, full), vload(bias, n, full))
-    if has_gain:
-        return v * vload(gain, n, full)
-    if has_bias:
-        return v + vload(bias, n, full)
-    return v
-
-
-cdef inline void normalize_part(
-    const vreal *x,         # IN
-    const vreal *gain,      # IN
-    const vreal *bias,      # IN
-    vreal *y,               # OUT, may be x
-    Py_ssize_t n,           # at most one vector
-    vreal mean,
-    vreal scale,
-    vreal offset,
-    bint has_gain,
-    bint has_bias,
-) noexcept nogil:
-    cdef vreal v = vfma(vload_first(x, n) - mean, scale, offset)
-    vstore_first(y, affine(v, gain, bias, n, has_gain, has_bias), n)
-
-
-cdef inline void normalize_row(
-    const vreal *x,         # IN
-    const vreal *gain,      # IN
-    const vreal *bias,      # IN
-    vreal *y,               # OUT, may be x
-    Py_ssize_t n,
-    double mean,
-    double scale,
-    double offset,
-    bint has_gain,
-    bint has_bias,
-    bint stream,            # y's rows start cache lines; past the cache with them
-) noexcept nogil:
-    cdef vreal m = vset(mean, x)
-    cdef vreal s = vset(scale, x)
-    cdef vreal t = vset(offset, x)
-    cdef vreal v
-    cdef int k
-    cdef Py_ssize_t width = lanes(x)
-    cdef Py_ssize_t i = 0
-    cdef Py_ssize_t j
-    if n >= 4 * width:
-        # Stores that stay in a cache line from here on.
-        i = to_boundary(y)
-        if i > 0:
-            normalize_part(x, gain, bias, y, i, m, s, t, has_gain, has_bias)
-    while i + 4 * width <= n:
-        for k in range(4):
-            j = i + k * width
-            v = vfma(at(x, j)[0] - m, s, t)
-            vstore(at_out(y, j), affine(v, at(gain, j), at(bias, j), width, has_gain, has_bias),
-                   stream)
-        i += 4 * width
-    while i < n:
-        normalize_part(at(x, i), at(gain, i), at(bias, i), at_out(y, i), min(width, n - i), m, s, t,
-                       has_gain, has_bias)
-        i += width
 
 
 cdef inline void normalize_pair(
@@ -123,6 +56,7 @@ cdef inline void normalize_pair(
     bint has_gain,
     bint has_bias,
     bint stream,            # y's rows start cache lines; past the cache with them
+    Py_ssize_t ahead,       # elements to the next group's rows, prefetched if stream
 ) noexcept nogil:
     """Two rows, for which gain and bias are loaded once; n is a multiple of four vectors."""
     cdef vreal m0 = vset(mean[0], x)
@@ -139,6 +73,9 @@ cdef inline void normalize_pair(
     while i < n:
         for k in range(2):
             j = i + k * width
+            if stream:
+                vec_prefetch(at(x, j + ahead))
+                vec_prefetch(at(x, n + j + ahead))
             v0 = vfma(at(x, j)[0] - m0, s0, t0)
             v1 = vfma(at(x, n + j)[0] - m1, s1, t1)
             if has_gain:
@@ -179,12 +116,12 @@ cdef inline void normalize_rows(
     while r < n_rows:
         if pairs and r + 1 < n_rows and not skip[r] and not skip[r + 1]:
             normalize_pair(at(x, r * n), gain, bias, at_out(y, r * n), n, mean + r, scale + r,
-                           offset + r, has_gain, has_bias, stream)
+                           offset + r, has_gain, has_bias, stream, n_rows * n)
             r += 2
             continue
         if not skip[r]:
-            normalize_row(at(x, r * n), gain, bias, at_out(y, r * n), n, mean[r], scale[r],
-                          offset[r], has_gain, has_bias, stream)
+            affine_row(at(x, r * n), gain, bias, at_out(y, r * n), n, mean[r], scale[r], offset[r],
+                       True, has_gain, has_bias, stream)
         r += 1
 
 
@@ -282,15 +219,28 @@ cdef void forward_part(const vreal *x, const vreal *gain, const vreal *bias, vre
     cdef Py_ssize_t n_groups = (n_rows + group - 1) // group
     cdef Py_ssize_t first = n_groups * part // n_parts * group
     cdef Py_ssize_t stop = min(n_groups * (part + 1) // n_parts * group, n_rows)
-    cdef bint stream = (n_rows * n >= STREAM_FLOATS and n % (4 * lanes(x)) == 0
-                        and to_boundary(y) == 0)
+    cdef bint large = n_rows * n >= STREAM_FLOATS
+    cdef bint stream = large and n % (4 * lanes(x)) == 0 and to_boundary(y) == 0
+    cdef bint by_lines = large and not stream and n <= GROUP_FLOATS
+    cdef double memory[GROUP_FLOATS + 2 * MAX_HELD]
+    cdef vreal *buffer = at_out(<vreal *>memory, to_boundary(<vreal *>memory))
+    cdef vreal *target
+    cdef Lines lines
+    cdef Py_ssize_t count
+    no_lines(&lines)
+    if by_lines:
+        open_lines(&lines, at_out(y, first * n))
     while first < stop:
-        forward_group(
-            at(x, first * n), gain, bias, at_out(y, first * n),
-            NULL if mean == NULL else mean + first, NULL if rstd == NULL else rstd + first,
-            min(group, stop - first), n, eps, stream)
-        first += group
-    if stream:
+        count = min(group, stop - first)
+        target = at_out(buffer, lines.held) if by_lines else at_out(y, first * n)
+        forward_group(at(x, first * n), gain, bias, target, NULL if mean == NULL else mean + first,
+                      NULL if rstd == NULL else rstd + first, count, n, eps, stream)
+        if by_lines:
+            pass_lines(&lines, buffer, count * n, at(x, (first + count) * n))
+        first += count
+    if by_lines:
+        close_lines(&lines, buffer)
+    elif stream:
         vec_fence()
 
 

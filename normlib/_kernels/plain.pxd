@@ -103,6 +103,15 @@ cdef inline bint find_channels(object x, object channel_axis, Shape *shape) exce
     return True
 
 
+cdef inline object as_doubles(object array, Py_ssize_t n):
+    """A plain (n,) of floats or doubles as doubles, copied only if it is of floats; else None."""
+    if is_vector(array, cnp.NPY_FLOAT64, n):
+        return array
+    if is_vector(array, cnp.NPY_FLOAT32, n):
+        return cnp.PyArray_Cast(array, cnp.NPY_FLOAT64)
+    return None
+
+
 cdef inline object new_vector(Py_ssize_t n, int number):
     """An uninitialized (n,) of that type."""
     cdef cnp.npy_intp size = n

@@ -526,20 +526,3 @@ cdef class Plan:
 cpdef Py_ssize_t window_rows(Py_ssize_t n_rows) noexcept:
     """Rows of ``inputs`` in inference, for a batch of n_rows."""
     return max(1, INPUT_ROWS // max(1, n_rows)) * n_rows
-
-
-def unchanged(tuple owners):
-    """Whether normalizers are as they were: (normalizer, eps, number of attributes, parameters)."""
-    cdef tuple own
-    cdef Py_ssize_t i
-    for normalizer, eps, n_attributes, own in owners:
-        parameters = normalizer.parameters
-        if (type(parameters) is not dict or len(<dict>parameters) != len(own)
-                or normalizer.eps != eps or len(normalizer.__dict__) != n_attributes):
-            return False
-        i = 0
-        for array in (<dict>parameters).values():
-            if array is not own[i]:
-                return False
-            i += 1
-    return True

@@ -1,6 +1,7 @@
 """What the commands share: kinds of arguments, parsers, tables, and how they fail."""
 
 import argparse
+import contextlib
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ __all__ = [
     "Commands",
     "add_command",
     "add_json",
+    "apart_from_json",
     "fail",
     "positive_integer",
     "positive_number",
@@ -44,6 +46,11 @@ def add_command(
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--json``."""
     parser.add_argument("--json", action="store_true", help="print JSON, for a program to read")
+
+
+def apart_from_json(options: argparse.Namespace) -> contextlib.AbstractContextManager[object]:
+    """Return a context for other people's code: with ``--json``, what it prints goes to stderr."""
+    return contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
 
 
 def fail(command: str, message: str, code: int = 1) -> int:

@@ -7,7 +7,14 @@ import os
 import sys
 from typing import Any
 
-from normlib.cli.arguments import Commands, add_command, add_json, fail, positive_integer
+from normlib.cli.arguments import (
+    Commands,
+    add_command,
+    add_json,
+    apart_from_json,
+    fail,
+    positive_integer,
+)
 from normlib.errors import NormlibError
 from normlib.registry import NormalizerLike, resolve
 
@@ -76,12 +83,14 @@ def _run(options: argparse.Namespace) -> int:
             code=2,
         )
     try:
-        subject = _find(options.normalizer)
+        with apart_from_json(options):
+            subject = _find(options.normalizer)
     except _NotFoundError as error:
         return fail("check", str(error), code=2)
     passed, failures = [], {}
     try:
-        passed = testing.check_normalizer(subject, features=options.features, skip=options.skip)
+        with apart_from_json(options):
+            passed = testing.check_normalizer(subject, features=options.features, skip=options.skip)
     except testing.ConformanceError as error:
         failures = error.failures
         if "interface" not in failures:  # else the others did not run
@@ -126,16 +135,24 @@ def _find(text: str) -> NormalizerLike:
 
 
 def _module(place: str) -> Any:
-    name = place
+    name, path = place, ""
     if place.endswith(".py"):
-        folder, file = os.path.split(os.path.abspath(place))
+        path = os.path.realpath(place)
+        folder, file = os.path.split(path)
         sys.path.insert(0, folder)
         name = file.removesuffix(".py")
     else:
         sys.path.insert(0, os.getcwd())
     try:
-        return importlib.import_module(name)
-    except Exception as error:
+        module = importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # a script may end by sys.exit
         raise _NotFoundError(f"cannot import {place!r}: {type(error).__name__}: {error}") from None
     finally:
         del sys.path[0]
+    found = getattr(module, "__file__", None) or "Python itself"
+    if path and os.path.realpath(found) != path:
+        raise _NotFoundError(
+            f"cannot import {place!r}: there is another module {name!r} already, from {found}. "
+            "Rename the file"
+        )
+    return module

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import cast
 
 from normlib import registry
-from normlib.cli.arguments import Commands, add_command, add_json, print_table
+from normlib.cli.arguments import Commands, add_command, add_json, apart_from_json, print_table
 from normlib.errors import NormlibError
 from normlib.normalizers import Normalizer
 
@@ -59,7 +59,8 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    found = rows()
+    with apart_from_json(options):
+        found = rows()
     if options.json:
         print(json.dumps([asdict(row) for row in found], indent=2))
         return 0

@@ -126,11 +126,12 @@ def gradient_norms(
     for step in reversed(range(n_steps)):
         arrays = _parts(dstate) or [np.zeros((rnn.num_layers, n_batch, rnn.hidden_size))] * n_states
         whole = [part.astype(np.float64) for part in arrays]
-        whole[0][-1] += gradient[step]
-        for place, part in enumerate(whole):
-            norms[place, :, step] = np.sqrt(np.square(part).sum(axis=(1, 2)))
         dx, dstate, _ = copied.backward(gradient[step : step + 1], caches.pop(), dstate)
-        of_input[step] = np.sqrt(np.square(dx, dtype=np.float64).sum())
+        with np.errstate(all="ignore"):  # gradients that explode are measured, too
+            whole[0][-1] += gradient[step]
+            for place, part in enumerate(whole):
+                norms[place, :, step] = np.sqrt(np.square(part).sum(axis=(1, 2)))
+            of_input[step] = np.sqrt(np.square(dx, dtype=np.float64).sum())
     return GradientNorms(norms[0], norms[1] if n_states == 2 else None, of_input)
 
 

@@ -90,10 +90,11 @@ def hidden_state(
         rows = h if valid is None else h[valid > step]
         if rows.size:
             rows = rows.astype(np.float64)
-            measured[:, step] = (
-                np.sqrt(np.square(rows).sum(axis=1)).mean(),
-                rows.mean(),
-                rows.std(),
-                np.mean(np.abs(rows) > threshold),
-            )
+            with np.errstate(all="ignore"):  # a network that explodes is measured, too
+                measured[:, step] = (
+                    np.sqrt(np.square(rows).sum(axis=1)).mean(),
+                    rows.mean(),
+                    rows.std(),
+                    np.mean(np.abs(rows) > threshold),
+                )
     return HiddenState(*measured)

@@ -154,8 +154,10 @@ def _group_norm(
         y = np.empty(x.shape, x.dtype) if out is None else out
         nothing = np.full(view.statistics, np.nan) if statistics else None
         return y, nothing, None if nothing is None else nothing.copy()
-    last = view.axis == x.ndim - 1 > 1 and x.flags.c_contiguous
+    last = view.axis == x.ndim - 1 > 1
     if last and x.dtype == SINGLE and x[0].size >= _LARGE_SAMPLE:
+        # Also if x must be copied: every other sample has the bits it has in the whole batch.
+        x = np.ascontiguousarray(x)
         return _channels_last(x, view, gain, bias, eps, out, statistics)
     return _channels_second(x, view, gain, bias, eps, out, statistics)
 
@@ -276,8 +278,8 @@ def _group_norm_backward(
         view.flatten(dy), seen, view.groups, gains, mean, rstd, dx, dgain, dbias, partial,
         threads_for(x.size),
     )  # fmt: skip
-    sums = [total.reshape(view.channels, -1).sum(1) for total in (dgain, dbias)]
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
+        sums = [total.reshape(view.channels, -1).sum(1) for total in (dgain, dbias)]
         dgain, dbias = (total.astype(x.dtype) for total in sums)
     return view.restore(dx, x), None if gain is None else dgain, dbias
 

@@ -25,6 +25,7 @@ that works per sample always takes the second branch. ``backward`` takes either 
 """
 
 import abc
+import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -62,7 +63,9 @@ def _as_flag(name: str, value: Any) -> bool:
 
 
 #: The methods that compute what `Normalizer.row_functions` computes.
-ROW_METHODS = ("__call__", "forward", "forward_frozen", "backward", "affine", "affine_backward")
+ROW_METHODS = frozenset(
+    ("__call__", "forward", "forward_frozen", "backward", "affine", "affine_backward")
+)
 
 
 def _as_dtype(value: npt.DTypeLike) -> np.dtype[Any]:
@@ -91,7 +94,7 @@ class Normalizer(abc.ABC):
     eps : float, default 1e-5
         Added to the variance, inside the square root. 0 is allowed.
     dtype : {"float32", "float64"}, default "float32"
-        Dtype of the parameters and of every result. Input may be either, and is cast to it.
+        Dtype of the parameters and of every result. Input may be of any floats, and is cast to it.
 
     Attributes
     ----------
@@ -192,7 +195,7 @@ class Normalizer(abc.ABC):
         Parameters
         ----------
         x : array_like, shape (..., F)
-            Values in float32 or float64.
+            Values in float32, float64 or a half type, which are cast to the own dtype.
         step : int, default 0
             The time step, for normalizers that keep statistics for each.
         out : ndarray, optional
@@ -208,7 +211,7 @@ class Normalizer(abc.ABC):
         ShapeError
             If the last axis of `x` is not F, or `out` has another shape than `x`.
         DTypeError
-            If `x` is neither float32 nor float64, or `out` has another dtype than the normalizer.
+            If `x` is not of floats, or `out` has another dtype than the normalizer.
         ParameterError
             If `step` is not an integer of at least 0.
         """
@@ -229,7 +232,7 @@ class Normalizer(abc.ABC):
         Parameters
         ----------
         x : array_like, shape (..., F)
-            Values in float32 or float64.
+            Values in float32, float64 or a half type, which are cast to the own dtype.
         step : int, default 0
             The time step, for normalizers that keep statistics for each.
         mask : ndarray of bool, shape (...), optional
@@ -278,7 +281,7 @@ class Normalizer(abc.ABC):
         ShapeError
             If `dy` does not have the shape of y.
         DTypeError
-            If `dy` is neither float32 nor float64.
+            If `dy` is not of floats.
         ParameterError
             If `cache` is not of this normalizer (a ``ValueError``); the classes of normlib check
             its class, dtype and features.
@@ -293,7 +296,7 @@ class Normalizer(abc.ABC):
         Parameters
         ----------
         x : array_like, shape (..., F)
-            Values in float32 or float64.
+            Values in float32, float64 or a half type, which are cast to the own dtype.
         step : int, default 0
             The time step.
 
@@ -303,6 +306,37 @@ class Normalizer(abc.ABC):
             As ``forward``. The state does not change.
         """
         return self.forward(x, step=step)
+
+    def population_twin(self) -> Self:
+        """Return a normalizer of the same parameters to take statistics of a whole training set.
+
+        Its ``forward`` is called with each batch of the set, and then `take_population` with it.
+        The state of this normalizer stays what it is meanwhile.
+
+        Returns
+        -------
+        twin : Normalizer
+            This very one if it has no `buffers`, as there is nothing to take. Else a copy whose
+            buffers are those of a new normalizer: where ``forward`` does not weigh all batches
+            alike, as an exponential average does, a subclass overrides this method.
+        """
+        if not self.buffers:
+            return self
+        twin = copy.deepcopy(self)
+        for key, array in type(self).from_config(self.get_config()).buffers.items():
+            twin.buffers[key][...] = array
+        return twin
+
+    def take_population(self, twin: Self) -> None:
+        """Take the buffers of what `population_twin` returned, in place.
+
+        Parameters
+        ----------
+        twin : Normalizer
+            It has seen a whole training set.
+        """
+        for key, array in self.buffers.items():
+            array[...] = twin.buffers[key]
 
     def row_functions(self, *, training: bool) -> RowFunctions | None:
         """Return compiled functions for one row, with which an RNN needs no Python per time step.
@@ -332,8 +366,9 @@ class Normalizer(abc.ABC):
             own = vars(base)
             if "row_functions" in own:
                 break
-            if any(name in own for name in ROW_METHODS):
-                # What was inherited computes another function than this class.
+            if not ROW_METHODS.isdisjoint(own):
+                # What was inherited computes another function than this class: mypy has no way to
+                # say of a method that a subclass is without it.
                 cls.row_functions = Normalizer.row_functions  # type: ignore[method-assign]
                 break
 
@@ -389,9 +424,10 @@ class Normalizer(abc.ABC):
             The normalized values.
         """
         gain = self.parameters.get("gain")
-        y = xhat.copy() if gain is None else xhat * gain
-        if "bias" in self.parameters:
-            y += self.parameters["bias"]
+        with np.errstate(all="ignore"):  # NaN and Inf are as silent as in compiled normalizers
+            y = xhat.copy() if gain is None else xhat * gain
+            if "bias" in self.parameters:
+                y += self.parameters["bias"]
         return y
 
     def affine_backward(self, dy: npt.ArrayLike, xhat: Array) -> tuple[Array, dict[str, Array]]:
@@ -419,17 +455,18 @@ class Normalizer(abc.ABC):
         ShapeError
             If `dy` does not have the shape of `xhat`.
         DTypeError
-            If `dy` is neither float32 nor float64.
+            If `dy` is not of floats.
         """
         dy = self.check_gradient(dy, xhat.shape)
         rows = tuple(range(dy.ndim - 1))
         gain = self.parameters.get("gain")
         sums: dict[str, Any] = {}
-        if gain is not None:
-            sums["gain"] = np.sum(dy * xhat, axis=rows, dtype=np.float64)
-        if "bias" in self.parameters:
-            sums["bias"] = np.sum(dy, axis=rows, dtype=np.float64)
-        dxhat = dy.copy() if gain is None else dy * gain
+        with np.errstate(all="ignore"):
+            if gain is not None:
+                sums["gain"] = np.sum(dy * xhat, axis=rows, dtype=np.float64)
+            if "bias" in self.parameters:
+                sums["bias"] = np.sum(dy, axis=rows, dtype=np.float64)
+            dxhat = dy.copy() if gain is None else dy * gain
         return dxhat, {key: as_dtype(total, self.dtype) for key, total in sums.items()}
 
     def check_gradient(self, dy: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
@@ -440,7 +477,7 @@ class Normalizer(abc.ABC):
         ShapeError
             If `dy` has another shape.
         DTypeError
-            If `dy` is neither float32 nor float64.
+            If `dy` is not of floats.
         """
         return required_like(dy, "dy", shape, self.dtype, "y")
 
@@ -518,15 +555,20 @@ class Normalizer(abc.ABC):
         Raises
         ------
         StateError
-            If names are missing or unexpected (a ``ValueError``).
+            If names are missing or unexpected, or it is no mapping (a ``ValueError``).
         ShapeError
             If an array has another shape.
         DTypeError
-            If an array is of another kind, such as complex.
+            If an array is of another kind, such as complex, or a masked one.
         """
+        if not isinstance(state, Mapping):
+            raise StateError(
+                "a state must be a mapping of names to arrays, as state_dict returns it; got "
+                f"{type(state).__name__}"
+            )
         own = self._state()
         missing = sorted(own.keys() - state.keys())
-        unexpected = sorted(state.keys() - own.keys())
+        unexpected = sorted(state.keys() - own.keys(), key=str)
         if missing or unexpected:
             raise StateError(
                 f"state must have exactly the entries {sorted(own)}; "

@@ -1,11 +1,13 @@
 """Batch normalization, with running statistics per time step."""
 
-from typing import Any, NamedTuple
+import copy
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from normlib._kernels import batch_norm as kernel
+from normlib._kernels.changes import same_bits
 from normlib.arrays import MAX_SIZE, Array, as_dtype, as_integer, is_real
 from normlib.errors import ParameterError
 from normlib.functional import batch_norm, batch_norm_backward, batch_norm_forward
@@ -21,6 +23,16 @@ class _Cache(NamedTuple):
     var: Array
     mask: npt.NDArray[np.bool_] | None
     frozen: bool  # mean and var are constants, not functions of x
+
+
+class _Kept:
+    """The row functions of the last call, and what they were made of; copies start without."""
+
+    def __init__(self) -> None:
+        self.last: tuple[tuple[Array | None, ...], float, RowFunctions] | None = None
+
+    def __reduce__(self) -> tuple[type["_Kept"], tuple[()]]:
+        return _Kept, ()
 
 
 class BatchNorm(Normalizer):
@@ -53,7 +65,8 @@ class BatchNorm(Normalizer):
         Dtype of the parameters and of every result. Statistics are float64 in either case.
     momentum : float in [0, 1] or None, default 0.1
         The weight m of the *new* value. None takes the plain average over all batches seen:
-        m = 1 / (batches seen at that time step, this one included).
+        m = 1 / (batches seen at that time step, this one included). After the training of a
+        recurrent network, `normlib.RNN.population` takes the average with its final weights.
     steps : int, default 1
         How many time steps have running statistics of their own.
 
@@ -141,6 +154,7 @@ class BatchNorm(Normalizer):
             "running_var": np.ones((self.steps, self.features)),
             "num_batches": np.zeros(self.steps, np.int64),
         }
+        self._kept = _Kept()
 
     @property
     def running_mean(self) -> npt.NDArray[np.float64]:
@@ -167,7 +181,8 @@ class BatchNorm(Normalizer):
         x = self.check_input(x, step=step, mask=mask)
         gain, bias = self.parameters.get("gain"), self.parameters.get("bias")
         y, mean, var = batch_norm_forward(x, gain, bias, eps=self.eps, mask=mask)
-        self._update(min(step, self.steps - 1), mean, var)
+        n_rows = x.size // self.features if mask is None else int(np.count_nonzero(mask))
+        self._update(min(step, self.steps - 1), mean, var, n_rows)
         return y, _Cache(x, mean, var, mask, frozen=False)
 
     def forward_frozen(self, x: npt.ArrayLike, *, step: int = 0) -> tuple[Array, _Cache]:
@@ -182,7 +197,7 @@ class BatchNorm(Normalizer):
         x, mean, var, mask, frozen = self.check_cache(cache, _Cache)
         dy = self.check_gradient(dy, x.shape)
         if frozen:
-            with np.errstate(divide="ignore", invalid="ignore"):  # eps = 0 and a variance of 0
+            with np.errstate(all="ignore"):  # eps = 0 and a variance of 0
                 rstd = 1 / np.sqrt(var + self.eps)
                 dxhat, grads = self.affine_backward(dy, (x - mean) * rstd)
                 return as_dtype(dxhat * rstd, self.dtype), grads
@@ -193,18 +208,51 @@ class BatchNorm(Normalizer):
             grads["bias"] = dbias
         return dx, grads
 
+    def population_twin(self) -> Self:
+        """Return a twin whose ``forward`` takes the plain average over all rows.
+
+        Each batch counts in proportion to its rows: if all have as many, it is the plain average
+        over the batches. Statistics of time steps that no batch reaches stay as they are.
+        """
+        twin = copy.deepcopy(self)
+        twin.buffers["num_rows"] = np.zeros(self.steps, np.int64)
+        return twin
+
     def row_functions(self, *, training: bool) -> RowFunctions | None:
         if training:
             return None
+        made_of = (
+            self.running_mean,
+            self.running_var,
+            self.parameters.get("gain"),
+            self.parameters.get("bias"),
+        )
+        last = self._kept.last
+        if last is not None and last[1] == self.eps and same_bits(made_of, last[0]):
+            return last[2]
+        # Copies first: another thread may change the values meanwhile, and then these do not fit.
+        mean, var = self.running_mean.copy(), self.running_var.copy()
+        gain, bias = (None if array is None else array.copy() for array in made_of[2:])
+        rows = self._infer_rows(mean, var, gain, bias)
+        self._kept.last = None if rows is None else ((mean, var, gain, bias), self.eps, rows)
+        return rows
+
+    def _infer_rows(
+        self,
+        running_mean: Array,
+        running_var: Array,
+        gain: Array | None,
+        bias: Array | None,
+    ) -> RowFunctions | None:
         # The factors of every step, as batch_norm makes them.
         with np.errstate(all="ignore"):
-            rstd = 1 / np.sqrt(self.running_var + self.eps)
-            scale = rstd * self.parameters.get("gain", 1)
+            rstd = 1 / np.sqrt(running_var + self.eps)
+            scale = rstd if gain is None else rstd * gain
             size = np.abs(scale)
             if not np.all((rstd > 1e-30) & (rstd < 1e30) & (size > 1e-30) & (size < 1e30)):
                 return None  # batch_norm computes such channels in double
-            mean = as_dtype(self.running_mean, self.dtype)
-            offset = self.parameters.get("bias", 0) - (self.running_mean - mean) * scale
+            mean = as_dtype(running_mean, self.dtype)
+            offset = (0 if bias is None else bias) - (running_mean - mean) * scale
         factors = mean, as_dtype(scale, self.dtype), as_dtype(offset, self.dtype)
         return RowFunctions(
             low_level(kernel.row_function, self.dtype), None, factors, (None, None, None)
@@ -213,13 +261,21 @@ class BatchNorm(Normalizer):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "momentum": self.momentum, "steps": self.steps}
 
-    def _update(self, row: int, mean: Array, var: Array) -> None:
+    def _update(self, row: int, mean: Array, var: Array, n_rows: int) -> None:
         count = int(self.num_batches[row]) + 1
         weight = 1 / count if self.momentum is None else self.momentum
+        seen = self.buffers.get("num_rows")  # of a population twin
+        if seen is not None:
+            count = count if seen[row] else 1
+            seen[row] += n_rows
+            weight = n_rows / int(seen[row])
         for running, new in ((self.running_mean, mean), (self.running_var, var)):
             # A NaN or Inf of weight 0 must not enter, nor stay: 0 times it is NaN.
             if weight == 1:
                 running[row] = new
             elif weight > 0:
-                running[row] = (1 - weight) * running[row] + weight * new
+                with np.errstate(all="ignore"):
+                    mixed = (1 - weight) * running[row]
+                    mixed += weight * new
+                    running[row] = mixed
         self.num_batches[row] = count

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from normlib.arrays import as_array, as_dtype, as_float
 from normlib.errors import DTypeError, ParameterError, ShapeError
+from normlib.normalizers.base import Normalizer
 
 __all__ = [
     "State",
@@ -17,6 +18,7 @@ __all__ = [
     "check_generator",
     "check_lengths",
     "check_norm_config",
+    "check_rows",
     "check_state",
 ]
 
@@ -99,11 +101,6 @@ def check_lengths(lengths: npt.ArrayLike | None, n_steps: int, n_batch: int) -> 
     """
     if lengths is None:
         return None
-    if isinstance(lengths, np.ma.MaskedArray):
-        raise DTypeError(
-            "lengths must be a plain array; got a masked one. Fill it first, for example with "
-            "lengths.filled(0)"
-        )
     array = as_array(lengths, "lengths")
     if array.shape != (n_batch,):
         raise ShapeError(
@@ -111,14 +108,43 @@ def check_lengths(lengths: npt.ArrayLike | None, n_steps: int, n_batch: int) -> 
         )
     if array.dtype.kind not in "iu" and array.size:
         raise DTypeError(f"lengths must be integers; got dtype {array.dtype}")
-    array = array.astype(np.intp)
     bad = np.flatnonzero((array < 0) | (array > n_steps))
     if bad.size:
         row = int(bad[0])
         raise ParameterError(
             f"lengths must be between 0 and T = {n_steps}; got {array[row]} for row {row}"
         )
+    array = array.astype(np.intp)
     return None if np.all(array == n_steps) else array
+
+
+def check_rows(
+    name: str,
+    shape: tuple[int, ...],
+    lengths: Array | None,
+    normalizers: Mapping[str, Normalizer],
+) -> None:
+    """Refuse a batch with fewer valid rows than a normalizer takes its statistics of.
+
+    ``name`` is the method, ``shape`` that of x.
+
+    Raises
+    ------
+    ShapeError
+        If there are fewer. A row is valid if it has a valid time step.
+    """
+    n_steps, n_batch = shape[:2]
+    n_rows = n_batch if n_steps else 0
+    if lengths is not None:
+        n_rows = int(np.count_nonzero(lengths))
+    for site, normalizer in normalizers.items():
+        if n_rows < normalizer.min_rows:
+            raise ShapeError(
+                f"{name} must be given at least {normalizer.min_rows} rows with a valid time step, "
+                f"of which {type(normalizer).__name__} at {site} takes its statistics; got "
+                f"{n_rows} in x of shape {shape}. Use a larger batch, or call the network itself, "
+                "which has running statistics"
+            )
 
 
 def check_state(

@@ -17,6 +17,7 @@ model's dtype; N is the number of rows of the step, H the hidden size.
 """
 
 import abc
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
@@ -140,6 +141,8 @@ class Cell(abc.ABC):
 
     def __init__(self, hidden_size: int) -> None:
         self.hidden_size = hidden_size
+        ends = [end * hidden_size for end in itertools.accumulate(self.blocks)]
+        self._pieces = [slice(*piece) for piece in itertools.pairwise([0, *ends])]
 
     def shapes(self, input_size: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of weights and biases by name, for x of that many features."""
@@ -153,13 +156,11 @@ class Cell(abc.ABC):
 
     def cut(self, weight: Array) -> list[Array]:
         """Views of the blocks of ``weight``, (gates · H, K), in order."""
-        ends = np.cumsum(self.blocks)[:-1] * self.hidden_size
-        return np.split(weight, ends)
+        return [weight[piece] for piece in self._pieces]
 
     def cut_columns(self, products: Array) -> list[Array]:
         """Views of the blocks of ``products``, (N, gates · H), in order."""
-        ends = np.cumsum(self.blocks)[:-1] * self.hidden_size
-        return np.split(products, ends, axis=1)
+        return [products[:, piece] for piece in self._pieces]
 
     def merge_biases(self, bias_ih: Array, bias_hh: Array) -> Array:
         """Return the biases as the kernels add them: those that always meet are one."""

@@ -145,11 +145,14 @@ def write(path: Path, config: Mapping[str, Any], state: Mapping[str, Array]) -> 
     for key, array in arrays.items():
         if array.dtype.name not in DTYPES:
             raise StateError(f"a file can hold {', '.join(DTYPES)}; {key} is {array.dtype}")
+    existed = os.path.exists(name)
     with open(name, "ab"):  # for its errors: save_file has one type for all
         pass
     try:
         save_file(arrays, name, metadata={KEY: text})
     except SafetensorError as error:
+        if not existed:
+            os.remove(name)
         raise OSError(f"cannot write {name}: {error}") from error
 
 
@@ -178,6 +181,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     try:
         with safe_open(name, framework="np") as file:
             config = _read_config(name, file.metadata() or {})
+            # keys() is all there is: the file is no mapping.
             parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
             held = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in parts.items()}
             _check_held(name, config, held)

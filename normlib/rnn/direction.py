@@ -26,7 +26,7 @@ from normlib.rnn import fused
 from normlib.rnn.cells import BackwardStep, Cell, ForwardStep
 from normlib.rnn.gradients import WeightGradients
 from normlib.rnn.sequence import Schedule
-from normlib.rnn.sites import Backward, Inference, Training, freeze
+from normlib.rnn.sites import Backward, Inference, Population, Training, freeze
 from normlib.threads import threads_for
 
 __all__ = ["Cache", "Direction"]
@@ -138,15 +138,16 @@ class Direction:
         state : tuple of (N, H) arrays
             The final state, in running order.
         """
-        functions = self._row_functions(training=False)
-        if not isinstance(functions, str):
+        if self.may_fuse:
             try:
-                return self._fused.infer(
-                    rows, state, schedule, self._weights(), functions, self.normalizers, step
+                fused_result = self._fused.infer(
+                    rows, state, schedule, self._weights(), self.normalizers, step
                 )
             except Exception as error:
                 error.add_note(f"in {self}")
                 raise
+            if fused_result is not None:
+                return fused_result
         normalize = Inference(self.normalizers, self.suffix, step)
         saved = self._buffers(schedule, every_step=False)
         final = self._run(rows, state, schedule, saved, normalize)
@@ -158,6 +159,16 @@ class Direction:
             return None
         return self._fused.step(x, state, self._weights(), self.normalizers, number)
 
+    def run(self, x: object, state: object) -> tuple[Array, Any] | None:
+        """Run all time steps of arguments as `RNN` takes them; None unless they are plain."""
+        if not self.may_fuse:
+            return None
+        try:
+            return self._fused.run(x, state, self._weights(), self.normalizers)
+        except Exception as error:
+            error.add_note(f"in {self}")
+            raise
+
     def forward(
         self, rows: Array, state: State, schedule: Schedule
     ) -> tuple[Array, State, AnyCache]:
@@ -165,10 +176,9 @@ class Direction:
 
         The cache keeps ``rows`` and ``state``, and shares memory with h: do not change them.
         """
-        if not isinstance(self._row_functions(training=True), str):
-            frozen = {name: freeze(normalizer) for name, normalizer in self.normalizers.items()}
-            functions = fused.row_functions(self.cell, self.dtype, frozen, training=True)
-            assert not isinstance(functions, str)
+        frozen = {name: freeze(normalizer) for name, normalizer in self.normalizers.items()}
+        functions = self._row_functions(frozen, training=True)
+        if not isinstance(functions, str):
             try:
                 return self._fused.forward(
                     rows, state, schedule, self._weights(), functions, frozen
@@ -180,9 +190,22 @@ class Direction:
         saved = self._buffers(schedule, every_step=True)
         final = self._run(rows, state, schedule, saved, normalize)
         weights = self._get("weight_ih").copy(), self._get("weight_hh").copy()
-        frozen = {name: freeze(normalizer) for name, normalizer in self.normalizers.items()}
         cache = Cache(schedule, rows, state, saved, weights, frozen, normalize.caches)
         return saved["h"], final, cache
+
+    def gather(
+        self, rows: Array, state: State, schedule: Schedule, twins: Mapping[str, Normalizer]
+    ) -> tuple[Array, State]:
+        """Run over time as `forward` does, without a cache, with statistics going to the twins.
+
+        Arguments and results are as of `infer`; ``twins`` has one for each of the normalizers.
+        """
+        if all(normalizer.per_sample for normalizer in self.normalizers.values()):
+            return self.infer(rows, state, schedule, 0)
+        normalize = Population(self.normalizers, twins, self.suffix)
+        saved = self._buffers(schedule, every_step=False)
+        final = self._run(rows, state, schedule, saved, normalize)
+        return saved["h"], final
 
     def backward(
         self, d_rows: Array, dstate: State, cache: AnyCache
@@ -224,6 +247,7 @@ class Direction:
         d_inputs = tuple(np.empty((schedule.total, size), self.dtype) for size in sizes)
         d_hidden = tuple(np.empty((schedule.total, size), self.dtype) for size in sizes)
         d_bias = np.zeros(self._merged_bias().shape, np.float64)
+        by_batch = any(not normalizer.per_sample for normalizer in cache.normalizers.values())
         step = 0
         try:
             for step in reversed(range(len(schedule.counts))):
@@ -235,6 +259,7 @@ class Direction:
                 else:
                     state = tuple(array[:count] for array in cache.initial)
                 denormalize.step = step
+                denormalize.alike = by_batch and _alike(cache.rows[here], *state)
                 dstate[0][:count] += d_rows[here]
                 cell.backward_step(
                     BackwardStep(
@@ -273,13 +298,15 @@ class Direction:
 
     def path(self, *, training: bool) -> str:
         """Return "" if the fused loop runs, else why the loop goes step by step."""
-        functions = self._row_functions(training=training)
+        functions = self._row_functions(self.normalizers, training=training)
         return functions if isinstance(functions, str) else ""
 
-    def _row_functions(self, *, training: bool) -> dict[str, RowFunctions] | str:
+    def _row_functions(
+        self, normalizers: Mapping[str, Normalizer], *, training: bool
+    ) -> dict[str, RowFunctions] | str:
         if not self.may_fuse:
             return "asked to go step by step"
-        return fused.row_functions(self.cell, self.dtype, self.normalizers, training=training)
+        return fused.row_functions(self.cell, self.dtype, normalizers, training=training)
 
     def _weights(self) -> tuple[Array, Array, Array, Array]:
         weight_ih, weight_hh, bias_ih, bias_hh = self.parameters.values()
@@ -311,7 +338,7 @@ class Direction:
         state: State,
         schedule: Schedule,
         saved: Mapping[str, Array],
-        normalize: Inference | Training,
+        normalize: Inference | Population | Training,
     ) -> State:
         cell = self.cell
         n_threads = self._threads(schedule)
@@ -350,6 +377,13 @@ class Direction:
             error.add_note(f"at time step {first_step + step} of {self}")
             raise
         return final
+
+
+def _alike(*arrays: Array) -> bool:
+    """Whether in each of the arrays all rows are the same, and there are several."""
+    return len(arrays[0]) > 1 and all(
+        bool((array[1] == array[0]).all() and (array[2:] == array[0]).all()) for array in arrays
+    )
 
 
 class _Product:

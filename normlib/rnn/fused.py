@@ -11,6 +11,8 @@ A call does a bounded part of the sequence, so that Python can look at signals i
 ends a long run after the part it is in.
 """
 
+import functools
+import itertools
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ import numpy.typing as npt
 from normlib._kernels import buffers
 from normlib._kernels import product as product_kernels
 from normlib._kernels import recurrent as kernels
+from normlib._kernels.changes import same_normalizers
 from normlib.arrays import as_dtype
 from normlib.normalizers.base import ROW_METHODS, Normalizer
 from normlib.normalizers.rows import RowFunctions, check_rows
@@ -34,7 +37,6 @@ __all__ = ["Cache", "Fused", "row_functions"]
 
 Array: TypeAlias = npt.NDArray[Any]
 State: TypeAlias = tuple[Array, ...]
-Caches: TypeAlias = Mapping[str, npt.NDArray[np.float64] | None]
 
 # Multiply-adds of one call of a kernel: a tenth of a second on one core. What else a step does
 # counts as so many: a row of any size, each of its gates' elements, and reading the weights, which
@@ -50,6 +52,8 @@ SHARED_STEP_PRODUCTS = 1 << 17
 FEW_ROWS = 4
 # Rows of all steps of one call backward: enough for products of their gradients, few for the cache.
 BACKWARD_ROWS = 1024
+# Rows of all steps in a call that is checked in one go.
+SHORT_ROWS = 1024
 # The number of a step past every parameter's last row, and far from the end of a C integer.
 LAST_STEP = sys.maxsize >> 1
 # Elements of a thread's scratch, as a multiple of H, beside a normalizer's cache.
@@ -75,7 +79,7 @@ def row_functions(
             return f"{kind} at {name} has other features, or another dtype, than it was made with"
         rows = normalizer.row_functions(training=training)
         own = vars(normalizer)
-        if rows is None or any(method in own for method in ROW_METHODS):
+        if rows is None or not ROW_METHODS.isdisjoint(own):
             return f"{kind} at {name} has no compiled row functions"
         check_rows(f"of {kind} at {name}", rows, dtype)
         if training and (rows.forward is None) != (rows.backward is None):
@@ -111,7 +115,7 @@ class Cache:
     weights: tuple[Array, Array]
     bias: Array
     normalizers: Mapping[str, Normalizer]
-    caches: Caches
+    caches: Mapping[str, npt.NDArray[np.float64] | None]
 
 
 class Fused:
@@ -136,9 +140,9 @@ class Fused:
         self.gru = isinstance(cell, GRU)
         self.classic = isinstance(cell, ClassicGRU)
         self.vanilla = isinstance(cell, Vanilla)
-        self._plan: kernels.Plan | None = None
+        self._plan: _Packed | None = None
         self._quick: _Quick | None = None
-        self._most_rows = 2 * SHARED_PRODUCTS // self._step_products(1)  # of one thread's step
+        self._most_rows = 2 * SHARED_PRODUCTS // self._step_products(1)  # of one thread's call
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle takes: all but what is kept of the last call."""
@@ -150,11 +154,13 @@ class Fused:
         state: State,
         schedule: Schedule,
         weights: tuple[Array, Array, Array, Array],
-        functions: Mapping[str, RowFunctions],
         normalizers: Mapping[str, Normalizer],
         step: int,
-    ) -> tuple[Array, State]:
-        """Run over time; ``state`` becomes the final state."""
+    ) -> tuple[Array, State] | None:
+        """Run over time; ``state`` becomes the final state. None without row functions."""
+        sites = self._sites(normalizers)
+        if sites is None:
+            return None
         size, rows_now = self.cell.hidden_size, len(state[0])
         h = np.empty((schedule.total, size), self.dtype)
         saved = {
@@ -165,9 +171,8 @@ class Fused:
             "gates": self._empty(rows_now, 3) if self.classic else None,
             "extra": None,
         }
-        plan = self._plan_for(weights)
         step = min(step, LAST_STEP)
-        self._forward(plan, rows, state, schedule, saved, functions, normalizers, step)
+        self._forward(self._packed(weights).plan, rows, state, schedule, saved, sites, step, False)
         return h, (schedule.last(h, state[0]), *state[1:])
 
     def step(
@@ -179,13 +184,71 @@ class Fused:
         number: int,
     ) -> tuple[Array, Any] | None:
         """Run one time step of arguments as a user passed them; None unless they are plain."""
-        quick = self._quick
-        if quick is None or not kernels.unchanged(quick.owners):
-            quick = self._quick = _Quick.of(self.cell, self.dtype, normalizers)
-            if quick is None:
-                return None
+        sites = self._sites(normalizers)
+        if sites is None:
+            return None
         number = min(number, LAST_STEP)
-        return self._plan_for(weights).step(x, state, quick.sites, number, self._most_rows)
+        return self._packed(weights).plan.step(x, state, sites, number, self._most_rows)
+
+    def run(
+        self,
+        x: object,
+        state: object,
+        weights: tuple[Array, Array, Array, Array],
+        normalizers: Mapping[str, Normalizer],
+    ) -> tuple[Array, Any] | None:
+        """Run all time steps of arguments as a user passed them; None unless they are plain.
+
+        Long sequences are left to `infer`, whose checks take no time beside theirs.
+        """
+        if not buffers.is_plain(x) or x.ndim != 3 or x.dtype != self.dtype:
+            return None
+        n_steps, n_rows, n_features = x.shape
+        if n_features != self.input_size:
+            return None
+        if n_steps == 1:
+            one = self.step(x[0], state, weights, normalizers, 0)
+            return None if one is None else (one[0][np.newaxis], one[1])
+        total = n_steps * n_rows
+        if not 0 < total <= SHORT_ROWS or total > self._most_rows:
+            return None
+        size = self.cell.hidden_size
+        shape = (1, n_rows, size)
+        if state is None:
+            initial = tuple(np.zeros(shape, self.dtype) for _ in self.cell.carries)
+        else:
+            initial = state if type(state) is tuple else (state,)
+            if len(initial) != len(self.cell.carries) or (type(state) is tuple) != self.lstm:
+                return None
+            for array in initial:
+                if not buffers.is_plain(array) or array.shape != shape or array.dtype != x.dtype:
+                    return None
+        sites = self._sites(normalizers)
+        if sites is None:
+            return None
+        h = self._empty(total, 1)
+        c = initial[1].copy() if self.lstm else None
+        c_rows = None if c is None else c[0]
+        starts, counts = _every_row(n_steps, n_rows)
+        self._packed(weights).plan.forward(
+            x.reshape(total, n_features), starts, counts, 0, n_steps, 0, initial[0][0], c_rows,
+            sites,
+            self._empty(kernels.window_rows(n_rows), self.cell.gates),
+            self._empty(n_rows, self.cell.gates),
+            self._empty(n_rows, 3) if self.classic else None, h, c_rows, None,
+            self._empty(n_rows, 1) if self.classic else None, self._scratch(1, sites),
+            False, False, 8 if n_rows >= 16 else 1, False, 1,
+        )  # fmt: skip
+        y = h.reshape(n_steps, n_rows, size)
+        last = y[-1:].copy()
+        return y, (last, c) if self.lstm else last
+
+    def _sites(self, normalizers: Mapping[str, Normalizer]) -> tuple[Any, ...] | None:
+        """Return what the kernels take of the normalizers for inference, or None."""
+        quick = self._quick
+        if quick is None or not quick.fits():
+            quick = self._quick = _Quick.of(self.cell, self.dtype, normalizers)
+        return None if quick is None else quick.sites
 
     def forward(
         self,
@@ -214,21 +277,18 @@ class Fused:
             # Nobody asks for the products again, and gates may take the place of theirs.
             saved["products"] = self._empty(len(state[0]), gates)
             saved["gates"] = None if self.vanilla else saved["inputs"]
-        caches: Caches = {
+        caches = {
             name: np.empty((total, rows_of.cache_size)) if rows_of.cache_size else None
             for name, rows_of in functions.items()
         }
-        plan = self._plan_for(weights)
-        initial = tuple(array.copy() for array in state)
-        self._forward(
-            plan, rows, initial, schedule, saved, functions, normalizers, 0, caches, every=not plain
-        )
+        sites = _describe(functions, normalizers, caches)
+        plan, copies = self._packed(weights)
+        self._forward(plan, rows, state, schedule, saved, sites, 0, True, every=not plain)
         final = tuple(
             schedule.last(saved[key], array)
-            for key, array in zip(self.cell.carries, initial, strict=True)
+            for key, array in zip(self.cell.carries, state, strict=True)
         )
-        copies = weights[0].copy(), weights[1].copy()
-        cache = Cache(schedule, rows, initial, saved, copies, plan.bias, normalizers, caches)
+        cache = Cache(schedule, rows, state, saved, copies, plan.bias, normalizers, caches)
         return saved["h"], final, cache
 
     def backward(
@@ -256,7 +316,7 @@ class Fused:
         block = max(4, -(-n_rows // 16))
         places, n_sums = _places(len(cache.bias), functions)
         sums = np.zeros((max(1, -(-n_rows // block)), n_sums))
-        sites = _sites(functions, cache.normalizers, cache.caches)
+        sites = _describe(functions, cache.normalizers, cache.caches)
         zero = np.zeros(1, self.dtype)
         weight_ih, weight_hh = cache.weights
         plan = kernels.Plan(self.kind, weight_ih, weight_hh, zero, zero, cache.bias, True)
@@ -313,20 +373,15 @@ class Fused:
         state: State,
         schedule: Schedule,
         saved: Mapping[str, Any],
-        functions: Mapping[str, RowFunctions],
-        normalizers: Mapping[str, Normalizer],
+        sites: tuple[Any, ...],
         step: int,
-        caches: Caches | None = None,
+        training: bool,
         every: bool = False,
     ) -> None:
-        """Run over time: for training if there are caches."""
         n_rows = len(state[0])
         columns, n_threads = self._threads(schedule, n_rows)
         block = 8 if n_rows >= 16 * n_threads else 1
-        sites = _sites(functions, normalizers, caches)
-        cache_bytes = 8 * max(rows_of.cache_size for rows_of in functions.values())
-        width = SCRATCH * self.cell.hidden_size + cache_bytes // self.dtype.itemsize
-        scratch = np.empty((n_threads, width), self.dtype)
+        scratch = self._scratch(n_threads, sites)
         reset_h = self._empty(n_rows, 1) if self.classic else None
         starts, counts = schedule.starts_array, schedule.counts_array
         for first, stop in self._parts(schedule, n_rows):
@@ -334,25 +389,25 @@ class Fused:
                 rows, starts, counts, first, stop, step, state[0],
                 state[1] if len(state) > 1 else None, sites, saved["inputs"], saved["products"],
                 saved["gates"], saved["h"], saved["c"], saved["extra"], reset_h, scratch,
-                caches is not None, every, block, columns, n_threads,
+                training, every, block, columns, n_threads,
             )  # fmt: skip
 
-    def _plan_for(self, weights: tuple[Array, Array, Array, Array]) -> kernels.Plan:
+    def _packed(self, weights: tuple[Array, Array, Array, Array]) -> "_Packed":
         """Return the packed weights: those of the last call if the values are still the same."""
-        plan = self._plan
-        if plan is None or not plan.fits(*weights):
+        packed = self._plan
+        if packed is None or not packed.plan.fits(*weights):
             # Copies: another thread may change the weights meanwhile, and then these do not fit.
             weight_ih, weight_hh, bias_ih, bias_hh = (array.copy() for array in weights)
             bias = self.cell.merge_biases(bias_ih, bias_hh)
             plan = kernels.Plan(self.kind, weight_ih, weight_hh, bias_ih, bias_hh, bias, False)
-            self._plan = plan
-        return plan
+            packed = self._plan = _Packed(plan, (weight_ih, weight_hh))
+        return packed
 
     def _allocate(self, rows: int, sizes: Mapping[str, int]) -> dict[str, Array]:
         """Arrays (rows, size · H) by name, in one block, whose memory may have been used before."""
         widths = {name: size * self.cell.hidden_size for name, size in sizes.items()}
         lengths = [-(-rows * width // 16) * 16 for width in widths.values()]
-        ends = np.cumsum(lengths)
+        ends = list(itertools.accumulate(lengths))
         block = buffers.aligned_like(np.empty(ends[-1], self.dtype))
         return {
             name: block[end - length :][: rows * width].reshape(rows, width)
@@ -361,6 +416,12 @@ class Fused:
 
     def _empty(self, rows: int, gates: int) -> Array:
         return np.empty((rows, gates * self.cell.hidden_size), self.dtype)
+
+    def _scratch(self, n_threads: int, sites: tuple[Any, ...]) -> Array:
+        """Each thread's scratch, with room for a row's cache of any site."""
+        cache_bytes = 8 * max(cache_size for *_, cache_size, _ in sites)
+        width = SCRATCH * self.cell.hidden_size + cache_bytes // self.dtype.itemsize
+        return np.empty((n_threads, width), self.dtype)
 
     def _step_products(self, n_rows: int) -> int:
         """Multiply-adds of one time step."""
@@ -400,11 +461,28 @@ class Fused:
         return False, max(1, min(n_threads, n_rows // FEW_ROWS))
 
 
+class _Packed(NamedTuple):
+    """Packed weights, and the values of weight_ih and weight_hh, which nobody changes."""
+
+    plan: kernels.Plan
+    weights: tuple[Array, Array]
+
+
 class _Quick(NamedTuple):
     """Row functions that stay as they are while the normalizers have the same parameters."""
 
     sites: tuple[Any, ...]
-    owners: tuple[tuple[Normalizer, float, int, tuple[Array, ...]], ...]
+    owners: tuple[tuple[Normalizer, tuple[Any, ...], tuple[Array, ...]], ...]
+    made: tuple[tuple[Normalizer, RowFunctions], ...]  # of values that may change, by these
+
+    def fits(self) -> bool:
+        """Whether the normalizers are as they were."""
+        if not same_normalizers(self.owners):
+            return False
+        for normalizer, rows in self.made:
+            if normalizer.row_functions(training=False) is not rows:
+                return False
+        return True
 
     @classmethod
     def of(
@@ -413,15 +491,25 @@ class _Quick(NamedTuple):
         functions = row_functions(cell, dtype, normalizers, training=False)
         if isinstance(functions, str):
             return None
-        owners = []
+        owners, made = [], []
         for name, rows_of in functions.items():
             normalizer = normalizers[name]
             own = tuple(normalizer.parameters.values())
             for array in rows_of.parameters:
                 if array is not None and not any(array is one for one in own):
-                    return None  # made of values that may have changed by the next call
-            owners.append((normalizer, normalizer.eps, len(vars(normalizer)), own))
-        return cls(_sites(functions, normalizers, None), tuple(owners))
+                    made.append((normalizer, rows_of))
+                    break
+            owners.append((normalizer, tuple(vars(normalizer).values()), own))
+        return cls(_describe(functions, normalizers, None), tuple(owners), tuple(made))
+
+
+@functools.lru_cache(maxsize=64)
+def _every_row(n_steps: int, n_rows: int) -> tuple[Array, Array]:
+    """Starts and counts of the packed rows of whole sequences."""
+    arrays = np.arange(n_steps, dtype=np.intp) * n_rows, np.full(n_steps, n_rows, np.intp)
+    for array in arrays:
+        array.flags.writeable = False
+    return arrays
 
 
 def _kind(cell: Cell) -> str:
@@ -437,10 +525,10 @@ def _kind(cell: Cell) -> str:
     )
 
 
-def _sites(
+def _describe(
     functions: Mapping[str, RowFunctions],
     normalizers: Mapping[str, Normalizer],
-    caches: Caches | None,
+    caches: Mapping[str, npt.NDArray[np.float64] | None] | None,
 ) -> tuple[Any, ...]:
     """What `kernels.Plan.forward` wants to know of each site; without caches for inference."""
     return tuple(

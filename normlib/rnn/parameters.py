@@ -1,16 +1,17 @@
-"""The parameters of a network under one flat set of names."""
+"""What a network is made of, by name: its parameters under one flat set, and its normalizers."""
 
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from normlib.errors import ShapeError, UnknownParameterError
 from normlib.normalizers.arguments import did_you_mean
+from normlib.normalizers.base import Normalizer
 from normlib.rnn.arguments import check_float
 
-__all__ = ["Parameters"]
+__all__ = ["Normalizers", "Parameters"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -89,3 +90,41 @@ class Parameters(MutableMapping[str, Array]):
 
     def __repr__(self) -> str:
         return repr(dict(self))
+
+
+class Normalizers(Mapping[str, Normalizer]):
+    """Normalizers by the names of their sites, which the network has in other places, too.
+
+    To put another into it would change nothing there, so it raises TypeError.
+
+    Parameters
+    ----------
+    entries : mapping of str to Normalizer
+
+    Examples
+    --------
+    >>> from normlib.normalizers import LayerNorm
+    >>> Normalizers({"norm_a_l0": LayerNorm(2)})["norm_a_l0"].features
+    2
+    """
+
+    def __init__(self, entries: Mapping[str, Normalizer]) -> None:
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> Normalizer:
+        return self._entries[name]
+
+    def __setitem__(self, name: str, value: object) -> NoReturn:
+        raise TypeError(
+            f"normalizers are fixed by the model and cannot be replaced; got {name!r}. Create the "
+            "network with another norm, or change parameters in place"
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return repr(self._entries)

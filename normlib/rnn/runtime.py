@@ -4,15 +4,12 @@ import contextlib
 import functools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from normlib._kernels.buffers import aligned_like
 from normlib.errors import (
-    DTypeError,
     DuplicateNormalizerError,
     ParameterError,
     PluginError,
@@ -23,7 +20,7 @@ from normlib.errors import (
 from normlib.normalizers.arguments import check_config
 from normlib.normalizers.base import Normalizer, as_integer
 from normlib.registry import NormalizerLike, registered_name, resolve
-from normlib.rnn import checkpoint, direction
+from normlib.rnn import checkpoint
 from normlib.rnn.architecture import Architecture
 from normlib.rnn.arguments import (
     State,
@@ -32,11 +29,13 @@ from normlib.rnn.arguments import (
     check_generator,
     check_lengths,
     check_norm_config,
+    check_rows,
     check_state,
 )
-from normlib.rnn.direction import Direction
-from normlib.rnn.parameters import Parameters
-from normlib.rnn.sequence import Schedule
+from normlib.rnn.cache import Cache, signature
+from normlib.rnn.layers import Layers
+from normlib.rnn.parameters import Normalizers, Parameters
+from normlib.rnn.population import Population
 from normlib.rnn.sites import check_factory, create_normalizer
 
 __all__ = ["RNN"]
@@ -50,18 +49,6 @@ class Path(NamedTuple):
     inference: str
     training: str
     reason: str
-
-
-@dataclass(frozen=True)
-class Cache:
-    """What `RNN.backward` needs of `RNN.forward`; its own memory, independent of later calls.
-
-    ``signature`` tells what its arrays fit: see `RNN._signature`.
-    """
-
-    signature: dict[str, Any]
-    shape: tuple[int, int]
-    directions: list[direction.AnyCache]
 
 
 class RNN:
@@ -114,9 +101,10 @@ class RNN:
         copy values into it. Equality compares names and values.
     path : Path
         Which loop over time runs.
-    normalizers : dict of str to Normalizer
-        By site: ``norm_ih_l0``, ``norm_hh_l0``; LSTM ``norm_c_l0``; vanilla ``norm_a_l0`` alone;
-        GRU also ``norm_in_l0``, ``norm_hn_l0``; with suffix ``_reverse`` for the reverse direction.
+    normalizers : mapping of str to Normalizer
+        By site, not to be replaced: ``norm_ih_l0``, ``norm_hh_l0``; LSTM ``norm_c_l0``; vanilla
+        ``norm_a_l0`` alone; GRU also ``norm_in_l0``, ``norm_hn_l0``; with suffix ``_reverse`` for
+        the reverse direction.
 
     Raises
     ------
@@ -142,6 +130,13 @@ class RNN:
     *Steps.* A normalizer is told the number of the time step in the order of processing. At a step
     with fewer valid rows than it needs for its statistics (two, for batch normalization), it takes
     its running statistics as constants and leaves them as they are.
+
+    *Constant inputs.* At a step at which all rows have the same input and state, such as at the
+    first, black pixels of images, the gradient of a normalizer over the batch is as steep as
+    1/sqrt(eps), and over some such steps it leaves the range of numbers. The gradients of
+    parameters contain none of that, as its sum over the batch is zero. `backward` leaves it out: at
+    these steps it gives each row the mean over all. So all gradients are finite, those of
+    parameters are what they should be, and those of x and of the state are that mean there.
 
     *Errors* in a normalizer carry a note with the layer and the time step, counted from 0 in the
     order of processing.
@@ -217,25 +212,19 @@ class RNN:
         check_factory(factory, self.norm_config)
         create = functools.partial(create_normalizer, factory, self.norm_config, self.dtype)
         generator = check_generator(rng)
-        self._cell = self._architecture.create_cell()
-        self._directions = [
-            Direction(self._cell, size, suffix, create, generator, self.dtype)
-            for suffix, size in self._architecture.directions()
-        ]
-        self._layers = [
-            self._directions[first : first + self.num_directions]
-            for first in range(0, len(self._directions), self.num_directions)
-        ]
-        self.normalizers: dict[str, Normalizer] = {}
+        self._layers = Layers(self._architecture, create, generator)
+        self._directions = self._layers.directions
+        normalizers: dict[str, Normalizer] = {}
         entries: dict[str, tuple[Any, str]] = {}
         for one in self._directions:
-            self.normalizers.update(one.normalizers)
+            normalizers.update(one.normalizers)
             entries.update({name: (one, name) for name in one.parameters})
             for site, normalizer in one.normalizers.items():
                 entries.update(
                     {f"{site}.{key}": (normalizer, key) for key in normalizer.parameters}
                 )
         self.parameters = Parameters(entries)
+        self.normalizers = Normalizers(normalizers)
 
     @property
     def num_directions(self) -> int:
@@ -303,8 +292,12 @@ class RNN:
         ShapeError, DTypeError, ParameterError
             If an argument has another shape or type, or a length is outside 0 to T.
         """
+        if lengths is None:
+            quick = self._layers.run(x, state)
+            if quick is not None:
+                return quick
         x, initial, lengths = self._check(x, state, lengths)
-        y, final, _ = self._run(x, initial, lengths, training=False)
+        y, final = self._layers.infer(x, initial, lengths)
         return y, self._join_state(final)
 
     def forward(
@@ -328,12 +321,70 @@ class RNN:
         Raises
         ------
         ShapeError, DTypeError, ParameterError
-            As ``__call__``. After any error the running statistics are what they were.
+            As ``__call__``; and if fewer rows have a valid time step than a normalizer takes its
+            statistics of (two, for batch normalization). After any error the running statistics
+            are what they were.
         """
         x, initial, lengths = self._check(x, state, lengths)
-        with checkpoint.restored_on_error(self.normalizers.values()):
-            y, final, caches = self._run(x.copy(), initial, lengths, training=True)
+        check_rows("forward", x.shape, lengths, self.normalizers)
+        with checkpoint.restored_on_error(self._stateful()):
+            y, final, caches = self._layers.forward(x.copy(), initial, lengths)
         return y, self._join_state(final), Cache(self._signature(), x.shape[:2], caches)
+
+    def population(self) -> Population:
+        """Take running statistics anew, over a whole training set, with the weights as they are.
+
+        Statistics that training averaged are of weights that have changed since, and an
+        exponential average is mostly of the last batches. Feed this pass every batch of the
+        training set once, after training; when its block ends, the statistics become the plain
+        averages, over all batches, of those by which training normalizes, for each site and time
+        step apart.
+
+        Returns
+        -------
+        population : normlib.rnn.Population
+            A context manager. Feed it by ``population.update(x, state=None, lengths=None)``, which
+            returns y and the final state, and makes no cache.
+
+        Raises
+        ------
+        ParameterError
+            When the block ends, if it fed no batch.
+
+        Notes
+        -----
+        A batch counts in proportion to its valid rows at the time step: all cases of the training
+        set weigh the same, and batches of one size without padding give the average over batches
+        of Cooijmans et al. The variance is the average of those within batches, without that of
+        their means.
+
+        A time step with too few valid rows for statistics (fewer than two) is left out, and time
+        steps that no batch reaches keep the statistics that they had.
+
+        Until the block has ended without an error, nothing changes. After an error, and by an
+        exception that leaves the block, everything is as it was. Do not change parameters within
+        the block.
+
+        With a normalizer that works per sample there is nothing to take, and the pass changes
+        nothing. One of your own that has buffers is given a new normalizer's, which see the batches
+        in turn, unless it overrides `Normalizer.population_twin`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import normlib
+        >>> rnn = normlib.RNN(3, 4, norm="batch", norm_config={"steps": 5}, rng=0)
+        >>> batches = np.random.default_rng(0).standard_normal((10, 5, 32, 3))
+        >>> with rnn.population() as population:
+        ...     for x in batches:
+        ...         y, state = population.update(x)
+        >>> rnn.normalizers["norm_ih_l0"].num_batches
+        array([10, 10, 10, 10, 10])
+        >>> products = batches[:, 0] @ rnn.parameters["weight_ih_l0"].T  # of the first time step
+        >>> np.allclose(rnn.normalizers["norm_ih_l0"].running_mean[0], products.mean(axis=(0, 1)))
+        True
+        """
+        return Population(self.normalizers, self._gather)
 
     def step(
         self, x: npt.ArrayLike, state: State | None = None, *, step: int = 0
@@ -370,15 +421,14 @@ class RNN:
                 "call it with the whole sequence"
             )
         first = as_integer("step", step, minimum=0)
-        if len(self._directions) == 1:
-            quick = self._directions[0].step(x, state, first)
-            if quick is not None:
-                return quick
+        quick = self._layers.step(x, state, first)
+        if quick is not None:
+            return quick
         array = check_float("x", x, self.dtype)
         if array.ndim != 2 or array.shape[1] != self.input_size:
             raise ShapeError(f"x must have shape (N, {self.input_size}); got {array.shape}")
         array, initial, _ = self._check(array[np.newaxis], state, None)
-        y, final, _ = self._run(array, initial, None, training=False, first_step=first)
+        y, final = self._layers.infer(array, initial, None, first)
         return y[0], self._join_state(final)
 
     def backward(
@@ -413,80 +463,16 @@ class RNN:
         ParameterError
             If `cache` comes from a network of another architecture or with other normalizers.
         """
-        self._check_cache(cache)
+        cache = Cache.checked(cache, self._signature())
         n_steps, n_batch = cache.shape
         d_output = check_float("dy", dy, self.dtype)
         shape = (n_steps, n_batch, self.output_size)
         if d_output.shape != shape:
             raise ShapeError(f"dy must have the shape of y, {shape}; got {d_output.shape}")
         d_final = self._check_state("dstate", dstate, n_batch)
-        d_initial = [np.empty_like(array) for array in d_final]
-        grads: dict[str, Array] = {}
-        place = len(cache.directions)
-        for layer in reversed(self._layers):
-            d_input = np.zeros((n_steps, n_batch, layer[0].input_size), self.dtype)
-            for index, one in reversed(list(enumerate(layer))):
-                place -= 1
-                kept = cache.directions[place]
-                schedule = kept.schedule
-                d_rows, d_state, d_parameters = one.backward(
-                    schedule.gather(self._part(d_output, index)),
-                    tuple(schedule.sort(array[place]) for array in d_final),
-                    kept,
-                )
-                d_input += schedule.scatter(d_rows)
-                for array, rows in zip(d_initial, d_state, strict=True):
-                    schedule.unsort(rows, array[place])
-                grads.update(d_parameters)
-            d_output = d_input
+        dx, d_initial, grads = self._layers.backward(d_output, d_final, cache.directions)
         ordered = {name: grads[name] for name in self.parameters}
-        return d_output, self._join_state(d_initial), ordered
-
-    def _run(
-        self,
-        x: Array,
-        initial: list[Array],
-        lengths: Array | None,
-        *,
-        training: bool,
-        first_step: int = 0,
-    ) -> tuple[Array, list[Array], list[direction.AnyCache]]:
-        n_steps, n_batch = x.shape[:2]
-        schedules = [Schedule(n_steps, n_batch, lengths, reverse=False)]
-        if self.bidirectional:
-            schedules.append(Schedule(n_steps, n_batch, lengths, reverse=True))
-        final = [np.empty_like(array) for array in initial]
-        caches: list[direction.AnyCache] = []
-        place = 0
-        for layer in self._layers:
-            # Only the last layer's output of training is anybody else's than the cache's.
-            own = training and layer is self._layers[-1]
-            y = None
-            if self.bidirectional or own:
-                shape = (n_steps, n_batch, self.output_size)
-                y = aligned_like(np.empty(shape, self.dtype))
-            for index, (one, schedule) in enumerate(zip(layer, schedules, strict=True)):
-                rows = schedule.gather(x)
-                state = tuple(schedule.sort(array[place]) for array in initial)
-                if training:
-                    h, state, cache = one.forward(rows, state, schedule)
-                    caches.append(cache)
-                else:
-                    h, state = one.infer(rows, state, schedule, first_step)
-                if y is None:
-                    x = schedule.scatter(h)
-                else:
-                    self._part(y, index)[...] = schedule.scatter(h)
-                for array, sorted_rows in zip(final, state, strict=True):
-                    schedule.unsort(sorted_rows, array[place])
-                place += 1
-            if y is not None:
-                x = y
-        return x, final, caches
-
-    def _part(self, y: Array, index: int) -> Array:
-        """Return the features of an output that belong to one direction."""
-        return y[:, :, index * self.hidden_size : (index + 1) * self.hidden_size]
+        return dx, self._join_state(d_initial), ordered
 
     # ---- arguments ----------------------------------------------------------------------------
 
@@ -502,36 +488,32 @@ class RNN:
         initial = self._check_state("state", state, n_batch)
         return array, initial, check_lengths(lengths, n_steps, n_batch)
 
+    def _gather(
+        self,
+        x: npt.ArrayLike,
+        state: State | None,
+        lengths: npt.ArrayLike | None,
+        twins: Mapping[str, Normalizer],
+    ) -> tuple[Array, State]:
+        array, initial, lengths = self._check(x, state, lengths)
+        check_rows("update", array.shape, lengths, self.normalizers)
+        y, final = self._layers.gather(array, initial, lengths, twins)
+        return y, self._join_state(final)
+
     def _check_state(self, name: str, state: State | None, n_batch: int) -> list[Array]:
         shape = (self.num_layers * self.num_directions, n_batch, self.hidden_size)
-        return check_state(name, state, self._cell.carries, shape, self.dtype)
+        return check_state(name, state, self._layers.cell.carries, shape, self.dtype)
+
+    def _stateful(self) -> list[Normalizer]:
+        """Return the normalizers whose state ``forward`` may change."""
+        return [
+            normalizer
+            for normalizer in self.normalizers.values()
+            if normalizer.buffers or type(normalizer).state_dict is not Normalizer.state_dict
+        ]
 
     def _signature(self) -> dict[str, Any]:
-        """Return, by name, what must be the same in two networks that can use each other's caches.
-
-        For each site it is the class of the normalizer and the names of its parameters.
-        """
-        sites = {
-            name: (type(normalizer), *normalizer.parameters)
-            for name, normalizer in self.normalizers.items()
-        }
-        return {**vars(self._architecture), **sites}
-
-    def _check_cache(self, cache: object) -> None:
-        if not isinstance(cache, Cache):
-            raise DTypeError(
-                "cache must be what forward returned as the third of its results; "
-                f"got {type(cache).__name__}"
-            )
-        own = self._signature()
-        for name in {**own, **cache.signature}:
-            theirs = cache.signature.get(name)
-            if theirs != own.get(name):
-                raise ParameterError(
-                    "cache must come from forward of this network, or of one of the same "
-                    f"architecture and normalizers; its {name} is {theirs!r}, this network's "
-                    f"{own.get(name)!r}. Pass the cache that forward of this network returned"
-                )
+        return signature(self._architecture, self.normalizers)
 
     def _join_state(self, arrays: list[Array]) -> State:
         return arrays[0] if len(arrays) == 1 else tuple(arrays)

@@ -18,7 +18,15 @@ from normlib.errors import ParameterError, PluginError
 from normlib.normalizers.base import Normalizer
 from normlib.registry import NormalizerFactory, check_arguments
 
-__all__ = ["Backward", "Inference", "Training", "check_factory", "create_normalizer", "freeze"]
+__all__ = [
+    "Backward",
+    "Inference",
+    "Population",
+    "Training",
+    "check_factory",
+    "create_normalizer",
+    "freeze",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -99,8 +107,40 @@ class Training:
         return _checked(y, x, name, method)
 
 
+class Population:
+    """Runs the normalizers for training, by twins that gather statistics, and keeps no caches.
+
+    Where there are too few rows, it takes the running statistics as they were before.
+    """
+
+    def __init__(
+        self, normalizers: Mapping[str, Normalizer], twins: Mapping[str, Normalizer], suffix: str
+    ) -> None:
+        self.normalizers = normalizers
+        self.twins = twins
+        self.suffix = suffix
+        self.step = 0
+
+    def __call__(self, site: str, x: Array) -> Array:
+        name = site + self.suffix
+        normalizer = self.normalizers[name]
+        if len(x) < normalizer.min_rows:
+            return _checked(normalizer(x, step=self.step), x, name, "__call__")
+        result = self.twins[name].forward(x, step=self.step)
+        y, _ = _pair(result, name, "forward", "y, cache")
+        return _checked(y, x, name, "forward")
+
+
 class Backward:
-    """Runs the normalizers' backward, and sums the gradients of their parameters in float64."""
+    r"""Runs the normalizers' backward, and sums the gradients of their parameters in float64.
+
+    At a step at which all rows are *alike*, of one input and one state, batch statistics have no
+    spread, and a normalizer multiplies the differences between the rows of a gradient by up to
+    :math:`1/\sqrt{\epsilon}`; over some steps, such as those of the first, black pixels of images,
+    they grow past every number. But to sums over the rows, of which alone gradients of parameters
+    are made there, they add nothing. So with ``alike`` set, a normalizer of batches gives each row
+    the mean of its gradient over the rows.
+    """
 
     def __init__(
         self,
@@ -112,6 +152,7 @@ class Backward:
         self.suffix = suffix
         self.caches = caches
         self.step = 0
+        self.alike = False
         self.sums = {
             name: {key: np.zeros(array.shape) for key, array in normalizer.parameters.items()}
             for name, normalizer in normalizers.items()
@@ -119,7 +160,8 @@ class Backward:
 
     def __call__(self, site: str, dy: Array) -> Array:
         name = site + self.suffix
-        result = self.normalizers[name].backward(dy, self.caches[name][self.step])
+        normalizer = self.normalizers[name]
+        result = normalizer.backward(dy, self.caches[name][self.step])
         dx, grads = _pair(result, name, "backward", "dx, grads")
         sums = self.sums[name]
         if not isinstance(grads, Mapping) or grads.keys() != sums.keys():
@@ -140,7 +182,10 @@ class Backward:
                     f"shape {total.shape} and floating-point; got {_describe(gradient)}"
                 )
             total += gradient
-        return _checked(dx, dy, name, "backward")
+        dx = _checked(dx, dy, name, "backward")
+        if self.alike and not normalizer.per_sample and len(dx) >= normalizer.min_rows:
+            return as_dtype(np.tile(dx.mean(axis=0, dtype=np.float64), (len(dx), 1)), dx.dtype)
+        return dx
 
     def grads(self) -> dict[str, Array]:
         """Return the sums by parameter, in its dtype."""
