@@ -34,6 +34,7 @@ from normlib.normalizers import (
     NoOp,
     Normalizer,
     RMSNorm,
+    RowFunctions,
 )
 from normlib.registry import available, create, register
 from normlib.rnn import RNN
@@ -49,6 +50,7 @@ __all__ = [
     "NoOp",
     "Normalizer",
     "RMSNorm",
+    "RowFunctions",
     "__version__",
     "add_layer_norm",
     "add_layer_norm_backward",

@@ -11,6 +11,7 @@ __all__ = [
     "ParameterError",
     "PluginError",
     "ShapeError",
+    "SignatureError",
     "StateError",
     "UnknownNormalizerError",
     "UnknownParameterError",
@@ -35,6 +36,10 @@ class ParameterError(NormlibError, ValueError):
 
 class StateError(NormlibError, ValueError):
     """A state dictionary or configuration lacks entries, or has some that do not belong to it."""
+
+
+class SignatureError(NormlibError, TypeError):
+    """A compiled row function is declared otherwise than it will be called."""
 
 
 class PluginError(NormlibError, ValueError):

@@ -7,6 +7,9 @@ import normlib
 from normlib import _kernels, threads
 from normlib.rnn import fused
 
+# A package of its own, which tests/test_example_plugin.py builds.
+collect_ignore = ["example_plugin"]
+
 
 @pytest.fixture(params=_kernels.available_levels())
 def cpu_level(request, monkeypatch):

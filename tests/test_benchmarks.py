@@ -4,11 +4,12 @@ import itertools
 import json
 import math
 import re
+import sys
 
 import numpy as np
 import pytest
 
-from benchmarks import thresholds
+from benchmarks import plugin, thresholds
 from benchmarks.__main__ import main
 from benchmarks.cases import GROUPS, OPS, Case, check, expected, parse_shape, select
 from benchmarks.peers import PEERS, absent, create, table
@@ -16,6 +17,7 @@ from benchmarks.report import markdown
 from benchmarks.results import Report, Result, geometric_mean, machine, summarize
 from benchmarks.timing import race
 from benchmarks.worker import measure, worker
+from normlib import registry
 
 TINY = Case("layer_norm_out", (4, 16), "float32")
 # The others compile for too long. They are checked whenever they are timed.
@@ -335,3 +337,17 @@ def test_tables_of_thresholds(monkeypatch, capsys):
     assert shown.count("10 shapes") == 2
     with pytest.raises(SystemExit, match="2"):
         thresholds.main(["other"])
+
+
+# ---- plugin --------------------------------------------------------------------------------------
+
+
+def test_the_plugin_is_timed_beside_the_built_in(monkeypatch, capsys):
+    monkeypatch.setattr(plugin, "BUDGET", 0.0)
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setitem(sys.modules, "page", None)  # taken away afterwards
+    assert plugin.main(["--shape", "2x3x4x5"]) == 0
+    shown = capsys.readouterr().out
+    assert "LSTM, 2x3x4x5, float32" in shown
+    for name in ("built-in", "numba", "NumPy"):
+        assert len(re.findall(rf"^{name} +\d+\.\d\d +\d+\.\d\d$", shown, re.MULTILINE)) == 2

@@ -107,7 +107,7 @@ def test_list_has_every_name(capsys):
         "error": None,
     }
     assert (rows["batch"]["per_sample"], rows["batch"]["compiled"]) == (False, True)
-    assert (rows["noop"]["per_sample"], rows["noop"]["compiled"]) == (True, False)
+    assert (rows["noop"]["per_sample"], rows["noop"]["compiled"]) == (True, True)
 
 
 def test_list_as_a_table(capsys):
@@ -115,7 +115,7 @@ def test_list_as_a_table(capsys):
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["name", "source", "per", "sample", "compiled"]
     assert [line.split()[0] for line in lines] == normlib.available()
-    assert lines[normlib.available().index("noop")].split()[2:] == ["yes", "no"]
+    assert lines[normlib.available().index("batch")].split()[2:] == ["no", "yes"]
 
 
 def test_list_shows_plugins_also_broken_ones(installer, capsys):
@@ -129,16 +129,21 @@ def test_list_shows_plugins_also_broken_ones(installer, capsys):
                 pass
             def backward(self, dy, cache):
                 pass
-        class Claims(Plain):
-            compiled = True
+        class Overrides(Inherits):
+            def forward(self, x, *, step=0, mask=None):
+                pass
+        class Offers(Plain):
+            def row_functions(self, *, training):
+                pass
     """
     names = "inherits = listed_norms:Inherits\nplain = listed_norms:Plain\n"
-    names += "claims = listed_norms:Claims\nbroken = listed_norms:Missing"
+    names += "overrides = listed_norms:Overrides\noffers = listed_norms:Offers\n"
+    names += "broken = listed_norms:Missing"
     installer.install("listed-norms", names, listed_norms=source)
     rows = listed(capsys)
     assert rows["inherits"]["source"] == "listed_norms:Inherits (distribution listed-norms)"
-    compiled = {name: rows[name]["compiled"] for name in ("inherits", "plain", "claims")}
-    assert compiled == {"inherits": True, "plain": False, "claims": True}
+    names = ("inherits", "plain", "overrides", "offers")
+    assert [rows[name]["compiled"] for name in names] == [True, False, False, True]
     assert rows["plain"]["per_sample"] is False
     assert rows["broken"]["per_sample"] is None
     assert "cannot load the normalizer 'broken'" in rows["broken"]["error"]

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 import normlib
 import normlib.diagnostics
 from normlib import registry
 from normlib.cli import main
+from normlib.normalizers.signatures import signature_of
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -25,6 +27,12 @@ PAGES = [
 
 def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def write_files(page):
+    """Write the blocks of C into the files that their first lines name."""
+    for code in blocks(page, "c"):
+        Path(re.match(r"/\* (\w+\.[ch]) \*/\n", code)[1]).write_text(code, encoding="utf-8")
 
 
 def run(page, *codes, monkeypatch):
@@ -55,10 +63,33 @@ def test_there_is_code():
 def test_code_of_a_page(page, monkeypatch, tmp_path):
     """The blocks of a page, one after the other; those that need PyTorch only where it is."""
     monkeypatch.chdir(tmp_path)
+    write_files(page)
     codes = blocks(page, "python")
     if importlib.util.find_spec("torch") is None:
         codes = [code for code in codes if "torch" not in code]
     run(page, *codes, monkeypatch=monkeypatch)
+
+
+@pytest.mark.parametrize("number", ["float", "double"])
+def test_row_functions_are_declared_as_they_are_called(number, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    write_files(DOCS / "write_a_normalizer.md")
+    declared = re.findall(r"(void \w+\([^)]*\));", Path("row_functions.h").read_text())
+    declared += re.findall(r"void \w+\([^)]*\)(?=;)", normlib.RowFunctions.__doc__)
+    assert len(declared) == 4
+    for declaration in declared:
+        result, method, arguments = re.fullmatch(
+            r"(void) (\w+)(.*)", declaration, re.DOTALL
+        ).groups()
+        signature = re.sub(r"\bT\b", number, " ".join(f"{result} {arguments}".split()))
+        dtype = np.dtype(np.float32 if number == "float" else np.float64)
+        assert signature == signature_of(method, dtype)
+
+
+def test_settings_of_a_package_are_those_of_the_example():
+    package = ROOT / "tests" / "example_plugin"
+    (settings,) = blocks(DOCS / "write_a_normalizer.md", "toml")
+    assert settings in (package / "pyproject.toml").read_text(encoding="utf-8")
 
 
 COMMANDS = [

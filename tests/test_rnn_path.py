@@ -1,11 +1,17 @@
 """Which loop over time runs, and that each refuses what does not fit it."""
 
+import ctypes
+import gc
+
 import numpy as np
 import pytest
+from scipy import LowLevelCallable
 
 import normlib
 from fused_networks import assert_close, assert_same_bits, draw, forward, gradients, make
-from normlib.normalizers.rows import RowFunctions
+from networks import CELLS, every_cell
+from normlib.errors import PluginError, SignatureError
+from python_rows import PythonRows
 
 
 class Doubled:
@@ -183,39 +189,120 @@ def test_a_normalizer_that_became_another_is_refused():
                 rnn.forward(x)
 
 
-def test_too_many_parameters_are_refused():
-    class Many(normlib.LayerNorm):
-        def row_functions(self, *, training):
-            rows = super().row_functions(training=training)
-            return RowFunctions(rows.forward, rows.backward, (None,) * 5, (None,) * 5, 2)
-
-    rnn = normlib.RNN(3, 4, norm=Many)
-    x = np.ones((2, 2, 3), np.float32)
-    for run in (rnn, rnn.forward):
-        with pytest.raises(ValueError, match="at most 4 parameters; got 5") as caught:
-            run(x)
-        assert caught.value.__notes__ == ["in layer 0"]
-
-
-@pytest.mark.parametrize("wrong", ["dtype", "swapped", "no capsule"])
-def test_a_row_function_of_another_signature_is_refused(wrong):
-    """It would write past the end of a row."""
+@pytest.mark.parametrize(
+    "case",
+    {
+        "dtype": (SignatureError, r"whose argument 1 is double \* instead of float \*"),
+        "swapped": (SignatureError, "which has 8 arguments instead of 6"),
+        "list": (SignatureError, "got list"),
+        "capsule": (SignatureError, "got PyCapsule"),
+        "user data": (SignatureError, "user_data, which is not passed on"),
+        "too many": (PluginError, "at most 4 parameters, and as many names; got 5 and 5"),
+        "names": (PluginError, "at most 4 parameters, and as many names; got 2 and 1"),
+        "cache": (
+            PluginError,
+            "of Wrong at norm_ih_l0 must have a cache_size of at least 0, .* got -8",
+        ),
+        "tuple": (PluginError, "row functions of Wrong at norm_ih_l0 must be a RowFunctions"),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_row_functions_that_would_go_astray_are_refused(case):
+    """They would write past the end of a row."""
+    wrong, (error, message) = case
 
     class Wrong(normlib.LayerNorm):
         def row_functions(self, *, training):
-            if wrong == "dtype":
-                other = normlib.LayerNorm(self.features, bias=False, dtype=np.float64)
-                rows = other.row_functions(training=training)
-                return rows._replace(parameters=(None, None))
             rows = super().row_functions(training=training)
-            if wrong == "swapped":
-                return rows._replace(forward=rows.backward, backward=rows.forward)
-            return rows._replace(forward=1)
+            match wrong:
+                case "dtype":
+                    other = normlib.LayerNorm(self.features, bias=False, dtype=np.float64)
+                    return other.row_functions(training=training)
+                case "swapped":
+                    return rows._replace(forward=rows.backward, backward=rows.forward)
+                case "list":
+                    return rows._replace(forward=[])
+                case "capsule":
+                    return rows._replace(forward=tuple.__getitem__(rows.forward, 0))
+                case "user data":
+                    function = LowLevelCallable(rows.forward.function, ctypes.c_void_p(1))
+                    return rows._replace(forward=function)
+                case "too many":
+                    return rows._replace(parameters=(None,) * 5, names=(None,) * 5)
+                case "names":
+                    return rows._replace(names=("gain",))
+                case "cache":
+                    return rows._replace(cache_size=-8)
+            return tuple(rows)
 
     rnn = normlib.RNN(3, 4, norm=Wrong)
     x = np.ones((2, 2, 3), np.float32)
-    error = ValueError if wrong == "no capsule" else TypeError
-    message = "PyCapsule" if wrong == "no capsule" else "must be named 'void .*const float"
-    for run in (rnn, rnn.forward):
+    for run in (rnn, rnn.forward, lambda x: rnn.step(x[0]), lambda x: rnn.path):
         with pytest.raises(error, match=message):
             run(x)
+
+
+def test_row_functions_live_as_long_as_they_are_used():
+    """Made anew at each call, and kept by nobody else."""
+    rng = np.random.default_rng(0)
+    for dtype in (np.float32, np.float64):
+        rnn = normlib.RNN(3, 4, norm=PythonRows, rng=0, dtype=dtype)
+        plain = normlib.RNN(3, 4, norm="rms", rng=0, dtype=dtype)
+        assert rnn.path == ("fused", "fused", "")
+        x = draw(rng, dtype, 5, 2, 3)
+        results = []
+        for one in (rnn, plain):
+            y, state, cache = one.forward(x)
+            for x_t in x:
+                y_t, state = one.step(x_t, state)
+                gc.collect()
+            results.append([one(x)[0], y, y_t, *gradients(one, np.ones_like(y), cache)])
+        assert_close(results[0], results[1], 64)
+
+
+@every_cell
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_a_cache_has_room_in_inference_too(cell, n_threads, columns, share):
+    """A row of it for each thread, whatever its size beside the cell's own scratch."""
+
+    class LargeCache(PythonRows):
+        cache_size = 1000
+
+        def row_forward(self, x, y, gain, eps, cache, size):
+            assert cache.ctypes.data % 8 == 0
+            cache[...] = np.arange(1000)
+            super().row_forward(x, y, gain, eps, cache, size)
+            assert np.all(cache[1:] == np.arange(1, 1000))
+
+    rng = np.random.default_rng(0)
+    x = draw(rng, np.float32, 3, 13, 5)
+    results = []
+    for norm in (LargeCache, "rms"):
+        rnn = normlib.RNN(5, 3, **CELLS[cell], norm=norm, rng=0)
+        share(n_threads, columns)
+        y, state = rnn(x)
+        y_t, _ = rnn.step(x[0], state)
+        results.append([y, y_t])
+    assert_close(results[0], results[1], 64)
+
+
+def test_each_parameter_has_its_own_last_step():
+    class TwoLengths(PythonRows):
+        """A gain for each of two steps, and a setting for each of four."""
+
+        def row_functions(self, *, training):
+            rows = super().row_functions(training=training)
+            gains = np.repeat([1, 2], self.features).reshape(2, -1).astype(self.dtype)
+            settings = np.ones((4, self.features), self.dtype)
+            return rows._replace(parameters=(gains, settings), names=(None, None))
+
+    x = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
+    changing = normlib.RNN(3, 4, norm=TwoLengths, rng=0, norm_config={"gain": False})
+    doubled = normlib.RNN(3, 4, norm="rms", rng=0)
+    _, state = doubled(x[:1])
+    for name, array in doubled.parameters.items():
+        if name.endswith("gain"):
+            array[...] = 2
+    expected, _ = doubled(x[1:], state)
+    assert_close([changing(x)[0][1:]], [expected], 64)

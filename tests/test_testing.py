@@ -325,6 +325,13 @@ class ReplacesArrays(normlib.LayerNorm):
         self.parameters = {key: array.copy() for key, array in self.parameters.items()}
 
 
+class GivesNoRows(normlib.LayerNorm):
+    """tests/test_testing_rows.py has the other mistakes in row functions."""
+
+    def row_functions(self, *, training):
+        return "rows"
+
+
 class HoldsLock(normlib.LayerNorm):
     def __init__(self, features, **config):
         super().__init__(features, **config)
@@ -431,6 +438,7 @@ BROKEN = [
     ("refusals", BroadcastsGradient, "backward of a dy of another shape than y must raise"),
     ("state_after_error", CountsBeforeChecking, "changed the state before that"),
     ("state_after_error", LoadsHalf, "load_state_dict with .* changed the state before that"),
+    ("row_functions", GivesNoRows, "must be a RowFunctions; got"),
     ("in_rnn", KnowsTwoSteps, "step 2 is out of range"),
     ("in_gru", KnowsTwoSteps, "step 2 is out of range"),
     ("in_lstm", KnowsTwoSteps, "step 2 is out of range"),

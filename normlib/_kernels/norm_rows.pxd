@@ -1,7 +1,7 @@
 """A normalizer's work on one row, as a C function: what a fused loop over time calls.
 
-The signatures are documented for authors of normalizers in docs/write_a_normalizer.md; T is float
-or double. No argument overlaps another.
+The contract is documented for authors of normalizers at `normlib.RowFunctions`; T is float or
+double.
 """
 
 from cpython.pycapsule cimport PyCapsule_New
@@ -22,14 +22,14 @@ cdef extern from *:
     const char *BACKWARD_FLOAT
     const char *BACKWARD_DOUBLE
 
-# y = the normalized x. cache, for backward, is NULL where there will be none.
+# y = the normalized x. cache is for backward.
 ctypedef void (*NormForward)(
     const void *x,              # IN  (features,) of T
     void *y,                    # OUT (features,) of T
     Py_ssize_t features,
     const void **parameters,    # IN  what the normalizer offers, of T; NULL for what it has not
     double eps,
-    double *cache,              # OUT (cache_size,), or NULL
+    double *cache,              # OUT (cache_size,); NULL if that is 0
 ) noexcept nogil
 
 # dx; and the gradient of each parameter is added to gradients, in double.
@@ -40,7 +40,7 @@ ctypedef void (*NormBackward)(
     Py_ssize_t features,
     const void **parameters,    # IN  as forward had them
     double eps,
-    const double *cache,        # IN  (cache_size,)
+    const double *cache,        # IN  (cache_size,); NULL if that is 0
     double **gradients,         # IN/OUT (features,) for each parameter, or NULL
 ) noexcept nogil
 

@@ -25,19 +25,17 @@ import numpy as np
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from cython.parallel cimport parallel, threadid
-from libc.string cimport memcmp, memcpy, strcmp
+from libc.string cimport memcmp, memcpy
 
 from normlib._kernels.arrays cimport address, dim, is_plain, is_single
-from normlib._kernels.norm_rows cimport (
-    BACKWARD_DOUBLE, BACKWARD_FLOAT, FORWARD_DOUBLE, FORWARD_FLOAT, NormBackward, NormForward,
-)
+from normlib._kernels.norm_rows cimport NormBackward, NormForward
 from normlib._kernels.recurrent_cells cimport (
     candidate, gru_backward, gru_candidate_backward, gru_candidate_forward, gru_forward,
     gru_reset_backward, gru_reset_forward, lstm_backward, lstm_forward, vanilla_backward,
     vanilla_forward,
 )
 from normlib._kernels.recurrent_run cimport (
-    CLASSIC_GRU, EVERY_STEP, GRU, LSTM, MAX_PARAMETERS, ONE_STEP, RELU, TANH, WINDOW, Extent, Kind,
+    CELL_SCRATCH, CLASSIC_GRU, EVERY_STEP, GRU, LSTM, ONE_STEP, RELU, TANH, WINDOW, Extent, Kind,
     Norm, Run, Slab, Weight, row_before, row_of, scratch_of,
 )
 from normlib._kernels.tiles cimport count_panels, multiply_panels, pack_all, panel_columns
@@ -239,46 +237,34 @@ cdef void set_slab(Slab *slab, object array, Extent extent) noexcept:
     slab.row_bytes = 0 if array is None else cnp.PyArray_STRIDE(array, 0)
 
 
-cdef void *function_of(object capsule, const char *signature) except? NULL:
-    cdef const char *name
-    if capsule is None:
+cdef void *function_of(object low_level) except? NULL:
+    """The function of a scipy.LowLevelCallable: its first item is a capsule of it."""
+    if low_level is None:
         return NULL
-    name = PyCapsule_GetName(capsule)
-    if name == NULL or strcmp(name, signature) != 0:
-        got = "no name" if name == NULL else (<bytes>name).decode()
-        raise TypeError(
-            f"the capsule of a row function must be named {signature.decode()!r}, as the function "
-            f"is declared; got {got!r}")
-    return PyCapsule_GetPointer(capsule, name)
+    capsule = (<tuple>low_level)[0]
+    return PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule))
 
 
-cdef int set_norm(Norm *norm, object site, bint training, bint single) except -1:
+cdef int set_norm(Norm *norm, object site, bint training) except -1:
     """Read the tuple that ``Plan.forward`` describes."""
     cdef int k
-    norm.backward = NULL
-    norm.n_steps = 1
-    norm.cache = NULL
-    norm.cache_size = 0
-    forward, backward, features, parameters, eps, cache = site
-    norm.forward = <NormForward>function_of(forward, FORWARD_FLOAT if single else FORWARD_DOUBLE)
+    forward, backward, features, parameters, eps, cache_size, cache = site
+    norm.forward = <NormForward>function_of(forward)
+    norm.backward = <NormBackward>function_of(backward) if training else NULL
     norm.features = features
     norm.eps = eps
+    norm.cache_size = cache_size
+    norm.cache = <double *>address(cache) if training else NULL
     norm.n_parameters = len(parameters)
-    if norm.n_parameters > MAX_PARAMETERS:
-        raise ValueError(f"a row function takes at most 4 parameters; got {norm.n_parameters}")
     for k in range(norm.n_parameters):
         array = parameters[k]
         norm.parameters[k] = <const char *>address(array)
         norm.step_bytes[k] = 0
+        norm.last_step[k] = 0
         norm.gradients[k] = NULL
         if array is not None and cnp.PyArray_NDIM(array) == 2:
             norm.step_bytes[k] = cnp.PyArray_STRIDE(array, 0)
-            norm.n_steps = max(norm.n_steps, dim(array, 0))
-    if training:
-        norm.backward = <NormBackward>function_of(
-            backward, BACKWARD_FLOAT if single else BACKWARD_DOUBLE)
-        norm.cache = <double *>address(cache)
-        norm.cache_size = 0 if cache is None else dim(cache, 1)
+            norm.last_step[k] = dim(array, 0) - 1
     return 0
 
 
@@ -366,7 +352,7 @@ cdef class Plan:
         run.scratch = <char *>address(scratch)
         run.scratch_bytes = cnp.PyArray_STRIDE(scratch, 0)
         for k in range(len(sites)):
-            set_norm(&run.norms[k], sites[k], training, run.single)
+            set_norm(&run.norms[k], sites[k], training)
         return 0
 
     def forward(self, x, starts, counts, Py_ssize_t first, Py_ssize_t stop,
@@ -380,11 +366,13 @@ cdef class Plan:
         products (total, GH) if keep_products says so, else (N, GH). In inference inputs has
         ``window_rows(N)`` rows; gates and extra are None, but for the classical GRU's gates
         (N, 3H), and c is the state itself. reset_h (N, H) is the classical GRU's. h_initial and
-        c_initial are (N, H); scratch is (threads, 14 H).
+        c_initial are (N, H). scratch is (threads, 14 H and, for inference, the bytes of a row's
+        largest cache), each thread's at a multiple of 8 bytes.
 
-        A site is (forward, backward, features, parameters, eps, cache): two capsules, or None for
-        the identity; arrays (features,) or (steps, features) or None; and for training float64
-        (total, cache size), or None.
+        A site is (forward, backward, features, parameters, eps, cache size, cache), of row
+        functions that `check_rows` let pass: two of scipy's LowLevelCallable, or None; arrays
+        (features,) or (steps, features) or None; and for training float64 (total, cache size), or
+        None where that is 0.
         """
         cdef Run run
         cdef Extent extent = EVERY_STEP if training else ONE_STEP
@@ -412,7 +400,9 @@ cdef class Plan:
         cdef Run run
         cdef cnp.npy_intp dims[3]
         cdef Py_ssize_t start = 0
+        cdef Py_ssize_t most_cache = 0
         cdef Py_ssize_t count, gates, window
+        cdef int k
         cdef int kind = cnp.NPY_FLOAT32 if self.base.single else cnp.NPY_FLOAT64
         cdef bint lstm = self.base.kind == LSTM
         if not (is_plain(x) and cnp.PyArray_NDIM(x) == 2 and cnp.PyArray_TYPE(x) == kind
@@ -442,11 +432,6 @@ cdef class Plan:
         y = cnp.PyArray_SimpleNew(2, &dims[1], kind)
         h = cnp.PyArray_SimpleNew(3, dims, kind)
         c = cnp.PyArray_SimpleNew(3, dims, kind) if lstm else None
-        # In multiples of H: products with x and with h, gates and r h of every row; scratch.
-        gates = self.base.input.N // self.base.size
-        window = window_rows(count)
-        dims[0] = ((window + count) * gates + 4 * count + 14) * self.base.size
-        memory = cnp.PyArray_SimpleNew(1, dims, kind)
         run = self.base
         run.starts = &start
         run.counts = &count
@@ -457,16 +442,25 @@ cdef class Plan:
         run.first_step = number
         run.block = 1
         run.columns = False
-        cdef int k
         for k in range(len(sites)):
-            set_norm(&run.norms[k], sites[k], False, run.single)
+            set_norm(&run.norms[k], sites[k], False)
+            most_cache = max(most_cache, run.norms[k].cache_size)
         set_slab(&run.x, x, EVERY_STEP)
         set_slab(&run.h, y, EVERY_STEP)
         run.initial_h = address(h_initial)
         run.initial_c = address(c_initial)
         run.c = Slab(<char *>address(c), self.base.size * self.base.item, ONE_STEP)
+        # In multiples of H: scratch; products with x and with h, gates and r h of every row.
+        gates = self.base.input.N // self.base.size
+        window = window_rows(count)
+        dims[0] = ((window + count) * gates + 4 * count + CELL_SCRATCH) * self.base.size
+        dims[0] += most_cache * (8 // self.base.item)
+        memory = cnp.PyArray_SimpleNew(1, dims, kind)
         cdef char *place = <char *>address(memory)
         cdef Py_ssize_t row = gates * self.base.size * self.base.item
+        run.scratch = place
+        run.scratch_bytes = CELL_SCRATCH * self.base.size * self.base.item + 8 * most_cache
+        place += run.scratch_bytes
         run.inputs = Slab(place, row, WINDOW)
         place += window * row
         run.products = Slab(place, row, ONE_STEP)
@@ -477,8 +471,6 @@ cdef class Plan:
         if self.base.kind == CLASSIC_GRU:
             run.gates = Slab(place, 3 * row, ONE_STEP)
             run.reset_h = Slab(place + 3 * count * row, row, ONE_STEP)
-        run.scratch = place + 4 * count * row
-        run.scratch_bytes = 14 * row
         with nogil:
             run_share(&run, False, 0, 1)
         memcpy(cnp.PyArray_DATA(h), cnp.PyArray_DATA(y), count * row)

@@ -14,6 +14,7 @@ cdef enum:
     MAX_SITES = 4
     MAX_PARAMETERS = 4
     MAX_PRODUCTS = 2
+    CELL_SCRATCH = 14    # of a thread's scratch, as a multiple of H; then a normalizer's cache
 
 cdef enum Kind:
     LSTM
@@ -42,8 +43,8 @@ cdef struct Norm:
     int n_parameters
     const char *parameters[MAX_PARAMETERS]
     Py_ssize_t step_bytes[MAX_PARAMETERS]   # 0 where all steps share a parameter
-    Py_ssize_t n_steps   # steps past the last use the last
-    double *cache        # (total, cache_size), or NULL
+    Py_ssize_t last_step[MAX_PARAMETERS]    # used by the steps past it, too
+    double *cache        # (total, cache_size); NULL in inference: a thread's scratch
     Py_ssize_t cache_size
     double *gradients[MAX_PARAMETERS]       # of the first block of rows; NULL for none
 
@@ -131,9 +132,8 @@ cdef inline char *scratch_of(const Run *run, Py_ssize_t gates) noexcept nogil:
 cdef inline void parameters_at(const Norm *norm, Py_ssize_t step,
                                const void **parameters) noexcept nogil:
     cdef int k
-    step = min(step, norm.n_steps - 1)
     for k in range(norm.n_parameters):
-        parameters[k] = norm.parameters[k] + step * norm.step_bytes[k]
+        parameters[k] = norm.parameters[k] + min(step, norm.last_step[k]) * norm.step_bytes[k]
 
 
 cdef inline void *normalize(const Norm *norm, const Run *run, Py_ssize_t t, Py_ssize_t r,
@@ -146,6 +146,8 @@ cdef inline void *normalize(const Norm *norm, const Run *run, Py_ssize_t t, Py_s
     parameters_at(norm, run.first_step + t, parameters)
     if norm.cache != NULL:
         cache = norm.cache + (run.starts[t] + r) * norm.cache_size
+    elif norm.cache_size > 0:
+        cache = <double *>scratch_of(run, CELL_SCRATCH)
     norm.forward(x, y, norm.features, parameters, norm.eps, cache)
     return y
 

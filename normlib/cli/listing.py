@@ -8,7 +8,7 @@ from typing import cast
 from normlib import registry
 from normlib.cli.arguments import Commands, add_command, add_json, apart_from_json, print_table
 from normlib.errors import NormlibError
-from normlib.normalizers import NoOp, Normalizer
+from normlib.normalizers import Normalizer
 
 __all__ = ["Row", "add", "rows"]
 
@@ -18,7 +18,8 @@ offers each. Plugins, found through the entry-point group "normlib.normalizers",
 
 per sample  whether a row's result depends on that row alone: the same in any batch, in training
             and in inference
-compiled    whether its loops over elements are compiled; the others run in NumPy
+compiled    whether it offers compiled functions for a row, by which a recurrent network runs it
+            without Python (batch: in inference); a class that overrides a method has none
 """
 
 EXAMPLES = """\
@@ -79,18 +80,7 @@ def _row(name: str) -> Row:
     except NormlibError as error:
         return Row(name, source, None, None, str(error))
     cls = cast(type[Normalizer], factory)  # a name means a class
-    return Row(name, source, cls.per_sample, _is_compiled(cls))
-
-
-def _is_compiled(cls: type[Normalizer]) -> bool:
-    """Tell whether a class says that it is compiled, or inherits from one of normlib's that is."""
-    own = getattr(cls, "compiled", None)
-    if own is not None:
-        return bool(own)
-    return any(
-        base.__module__.startswith("normlib.normalizers.") and base not in (NoOp, Normalizer)
-        for base in cls.__mro__
-    )
+    return Row(name, source, cls.per_sample, cls.row_functions is not Normalizer.row_functions)
 
 
 def _said(value: bool | None) -> str:

@@ -7,5 +7,15 @@ from normlib.normalizers.instance import InstanceNorm
 from normlib.normalizers.layer import LayerNorm
 from normlib.normalizers.noop import NoOp
 from normlib.normalizers.rms import RMSNorm
+from normlib.normalizers.rows import RowFunctions
 
-__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "NoOp", "Normalizer", "RMSNorm"]
+__all__ = [
+    "BatchNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "NoOp",
+    "Normalizer",
+    "RMSNorm",
+    "RowFunctions",
+]

@@ -345,6 +345,9 @@ class Normalizer(abc.ABC):
         in training ``forward`` and ``backward``, compute. A subclass that overrides one of these
         methods must override this one too, or has none.
 
+        Called often, and on copies with parameters of their own: make the functions once, outside
+        the instance, and offer what ``self.parameters`` has now.
+
         Parameters
         ----------
         training : bool

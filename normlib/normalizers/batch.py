@@ -12,7 +12,7 @@ from normlib.arrays import MAX_SIZE, Array, as_dtype, as_integer, is_real
 from normlib.errors import ParameterError
 from normlib.functional import batch_norm, batch_norm_backward, batch_norm_forward
 from normlib.normalizers.base import Normalizer
-from normlib.normalizers.rows import RowFunctions
+from normlib.normalizers.rows import RowFunctions, low_level
 
 __all__ = ["BatchNorm"]
 
@@ -255,7 +255,7 @@ class BatchNorm(Normalizer):
             offset = (0 if bias is None else bias) - (running_mean - mean) * scale
         factors = mean, as_dtype(scale, self.dtype), as_dtype(offset, self.dtype)
         return RowFunctions(
-            kernel.row_function(self.dtype == np.float32), None, factors, (None, None, None)
+            low_level(kernel.row_function, self.dtype), None, factors, (None, None, None)
         )
 
     def get_config(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from normlib.arrays import Array, as_integer, check_out
 from normlib.errors import ParameterError
 from normlib.functional import group_norm, group_norm_backward, group_norm_forward
 from normlib.normalizers.base import Normalizer
-from normlib.normalizers.rows import RowFunctions
+from normlib.normalizers.rows import RowFunctions, low_level
 
 __all__ = ["GroupNorm"]
 
@@ -132,14 +132,13 @@ class GroupNorm(Normalizer):
         return dx.reshape(x.shape), grads
 
     def row_functions(self, *, training: bool) -> RowFunctions:
-        single = self.dtype == np.float32
         groups = np.array([self.groups], self.dtype)
         return RowFunctions(
-            kernel.row_function(single),
-            backward_kernel.row_function(single),
+            low_level(kernel.row_function, self.dtype),
+            low_level(backward_kernel.row_function, self.dtype),
             (self.parameters.get("gain"), self.parameters.get("bias"), groups),
             ("gain", "bias", None),
-            cache_size=2 * self.groups,
+            cache_size=2 * self.groups if training else 0,
         )
 
     def get_config(self) -> dict[str, Any]:

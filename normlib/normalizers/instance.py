@@ -11,7 +11,7 @@ from normlib._kernels import group_norm_backward as backward_kernel
 from normlib.arrays import Array
 from normlib.functional import instance_norm, instance_norm_backward, instance_norm_forward
 from normlib.normalizers.base import Normalizer
-from normlib.normalizers.rows import RowFunctions
+from normlib.normalizers.rows import RowFunctions, low_level
 
 __all__ = ["InstanceNorm"]
 
@@ -117,10 +117,9 @@ class InstanceNorm(Normalizer):
 
     def row_functions(self, *, training: bool) -> RowFunctions:
         # A row has one value per channel.
-        single = self.dtype == np.float32
         return RowFunctions(
-            kernel.affine_function(single),
-            backward_kernel.affine_function(single),
+            low_level(kernel.affine_function, self.dtype),
+            low_level(backward_kernel.affine_function, self.dtype),
             (self.parameters.get("gain"), self.parameters.get("bias")),
             ("gain", "bias"),
         )

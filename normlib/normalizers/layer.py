@@ -10,7 +10,7 @@ from normlib._kernels import layer_norm_backward as backward_kernel
 from normlib.arrays import Array
 from normlib.functional import layer_norm, layer_norm_backward, layer_norm_forward
 from normlib.normalizers.base import Normalizer
-from normlib.normalizers.rows import RowFunctions
+from normlib.normalizers.rows import RowFunctions, low_level
 
 __all__ = ["LayerNorm"]
 
@@ -102,11 +102,10 @@ class LayerNorm(Normalizer):
         return dx, grads
 
     def row_functions(self, *, training: bool) -> RowFunctions:
-        single = self.dtype == np.float32
         return RowFunctions(
-            kernel.row_function(single),
-            backward_kernel.row_function(single),
+            low_level(kernel.row_function, self.dtype),
+            low_level(backward_kernel.row_function, self.dtype),
             (self.parameters.get("gain"), self.parameters.get("bias")),
             ("gain", "bias"),
-            cache_size=2,
+            cache_size=2 if training else 0,
         )

@@ -10,7 +10,7 @@ from normlib._kernels import rms_norm_backward as backward_kernel
 from normlib.arrays import Array
 from normlib.functional import rms_norm, rms_norm_backward, rms_norm_forward
 from normlib.normalizers.base import Normalizer
-from normlib.normalizers.rows import RowFunctions
+from normlib.normalizers.rows import RowFunctions, low_level
 
 __all__ = ["RMSNorm"]
 
@@ -107,11 +107,10 @@ class RMSNorm(Normalizer):
         return dx, {} if dgain is None else {"gain": dgain}
 
     def row_functions(self, *, training: bool) -> RowFunctions:
-        single = self.dtype == np.float32
         return RowFunctions(
-            kernel.row_function(single),
-            backward_kernel.row_function(single),
+            low_level(kernel.row_function, self.dtype),
+            low_level(backward_kernel.row_function, self.dtype),
             (self.parameters.get("gain"),),
             ("gain",),
-            cache_size=1,
+            cache_size=1 if training else 0,
         )

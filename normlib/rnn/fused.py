@@ -27,7 +27,7 @@ from normlib._kernels import recurrent as kernels
 from normlib._kernels.changes import same_normalizers
 from normlib.arrays import as_dtype
 from normlib.normalizers.base import ROW_METHODS, Normalizer
-from normlib.normalizers.rows import RowFunctions
+from normlib.normalizers.rows import RowFunctions, check_rows
 from normlib.rnn.cells import GRU, LSTM, Cell, ClassicGRU, Vanilla
 from normlib.rnn.gradients import WeightGradients
 from normlib.rnn.sequence import Schedule
@@ -56,14 +56,22 @@ BACKWARD_ROWS = 1024
 SHORT_ROWS = 1024
 # The number of a step past every parameter's last row, and far from the end of a C integer.
 LAST_STEP = sys.maxsize >> 1
-# Elements of a thread's scratch, as a multiple of H.
+# Elements of a thread's scratch, as a multiple of H, beside a normalizer's cache.
 SCRATCH = 14
 
 
 def row_functions(
     cell: Cell, dtype: np.dtype[Any], normalizers: Mapping[str, Normalizer], *, training: bool
 ) -> dict[str, RowFunctions] | str:
-    """Return the row functions of the normalizers at a cell's sites, or why there are not all."""
+    """Return the row functions of the normalizers at a cell's sites, or why there are not all.
+
+    Raises
+    ------
+    SignatureError
+        If a function has another signature than it must have.
+    PluginError
+        If a normalizer returned something else than `RowFunctions`.
+    """
     functions = {}
     for site, (name, normalizer) in zip(cell.sites, normalizers.items(), strict=True):
         kind = type(normalizer).__name__
@@ -73,6 +81,7 @@ def row_functions(
         own = vars(normalizer)
         if rows is None or not ROW_METHODS.isdisjoint(own):
             return f"{kind} at {name} has no compiled row functions"
+        check_rows(f"of {kind} at {name}", rows, dtype)
         if training and (rows.forward is None) != (rows.backward is None):
             return f"{kind} at {name} has no compiled row functions for both forward and backward"
         for array, key in zip(rows.parameters, rows.names, strict=True):
@@ -227,7 +236,7 @@ class Fused:
             self._empty(kernels.window_rows(n_rows), self.cell.gates),
             self._empty(n_rows, self.cell.gates),
             self._empty(n_rows, 3) if self.classic else None, h, c_rows, None,
-            self._empty(n_rows, 1) if self.classic else None, self._empty(1, SCRATCH),
+            self._empty(n_rows, 1) if self.classic else None, self._scratch(1, sites),
             False, False, 8 if n_rows >= 16 else 1, False, 1,
         )  # fmt: skip
         y = h.reshape(n_steps, n_rows, size)
@@ -272,10 +281,7 @@ class Fused:
             name: np.empty((total, rows_of.cache_size)) if rows_of.cache_size else None
             for name, rows_of in functions.items()
         }
-        sites = tuple(
-            rows_of.site(normalizers[name].features, normalizers[name].eps, caches[name])
-            for name, rows_of in functions.items()
-        )
+        sites = _describe(functions, normalizers, caches)
         plan, copies = self._packed(weights)
         self._forward(plan, rows, state, schedule, saved, sites, 0, True, every=not plain)
         final = tuple(
@@ -310,12 +316,7 @@ class Fused:
         block = max(4, -(-n_rows // 16))
         places, n_sums = _places(len(cache.bias), functions)
         sums = np.zeros((max(1, -(-n_rows // block)), n_sums))
-        sites = tuple(
-            rows_of.site(
-                cache.normalizers[name].features, cache.normalizers[name].eps, cache.caches[name]
-            )
-            for name, rows_of in functions.items()
-        )
+        sites = _describe(functions, cache.normalizers, cache.caches)
         zero = np.zeros(1, self.dtype)
         weight_ih, weight_hh = cache.weights
         plan = kernels.Plan(self.kind, weight_ih, weight_hh, zero, zero, cache.bias, True)
@@ -380,7 +381,7 @@ class Fused:
         n_rows = len(state[0])
         columns, n_threads = self._threads(schedule, n_rows)
         block = 8 if n_rows >= 16 * n_threads else 1
-        scratch = self._empty(n_threads, SCRATCH)
+        scratch = self._scratch(n_threads, sites)
         reset_h = self._empty(n_rows, 1) if self.classic else None
         starts, counts = schedule.starts_array, schedule.counts_array
         for first, stop in self._parts(schedule, n_rows):
@@ -415,6 +416,12 @@ class Fused:
 
     def _empty(self, rows: int, gates: int) -> Array:
         return np.empty((rows, gates * self.cell.hidden_size), self.dtype)
+
+    def _scratch(self, n_threads: int, sites: tuple[Any, ...]) -> Array:
+        """Each thread's scratch, with room for a row's cache of any site."""
+        cache_bytes = 8 * max(cache_size for *_, cache_size, _ in sites)
+        width = SCRATCH * self.cell.hidden_size + cache_bytes // self.dtype.itemsize
+        return np.empty((n_threads, width), self.dtype)
 
     def _step_products(self, n_rows: int) -> int:
         """Multiply-adds of one time step."""
@@ -484,7 +491,7 @@ class _Quick(NamedTuple):
         functions = row_functions(cell, dtype, normalizers, training=False)
         if isinstance(functions, str):
             return None
-        sites, owners, made = [], [], []
+        owners, made = [], []
         for name, rows_of in functions.items():
             normalizer = normalizers[name]
             own = tuple(normalizer.parameters.values())
@@ -492,9 +499,8 @@ class _Quick(NamedTuple):
                 if array is not None and not any(array is one for one in own):
                     made.append((normalizer, rows_of))
                     break
-            sites.append(rows_of.site(normalizer.features, normalizer.eps, None))
             owners.append((normalizer, tuple(vars(normalizer).values()), own))
-        return cls(tuple(sites), tuple(owners), tuple(made))
+        return cls(_describe(functions, normalizers, None), tuple(owners), tuple(made))
 
 
 @functools.lru_cache(maxsize=64)
@@ -516,6 +522,26 @@ def _kind(cell: Cell) -> str:
         else "gru"
         if isinstance(cell, GRU)
         else "lstm"
+    )
+
+
+def _describe(
+    functions: Mapping[str, RowFunctions],
+    normalizers: Mapping[str, Normalizer],
+    caches: Mapping[str, npt.NDArray[np.float64] | None] | None,
+) -> tuple[Any, ...]:
+    """What `kernels.Plan.forward` wants to know of each site; without caches for inference."""
+    return tuple(
+        (
+            rows_of.forward,
+            rows_of.backward,
+            normalizers[name].features,
+            rows_of.parameters,
+            normalizers[name].eps,
+            rows_of.cache_size,
+            None if caches is None else caches[name],
+        )
+        for name, rows_of in functions.items()
     )
 
 

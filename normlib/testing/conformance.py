@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 
 from normlib.registry import NormalizerLike, resolve
-from normlib.testing import gradients, interface, recurrent, refusals, rows, state
+from normlib.testing import compiled, gradients, interface, recurrent, refusals, rows, state
 from normlib.testing.subject import RuleError, Subject, describe
 
 __all__ = ["CHECKS", "ConformanceError", "check_normalizer"]
@@ -29,6 +29,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         state.check_copies,
         refusals.check_refusals,
         refusals.check_state_after_error,
+        compiled.check_row_functions,
         recurrent.check_in_rnn,
         recurrent.check_in_gru,
         recurrent.check_in_lstm,
@@ -85,7 +86,12 @@ def check_normalizer(
     The checks, in the order in which they run: interface, shapes_and_dtypes, input_untouched,
     memory_layout, empty_batch, inference, declared_traits, mask, few_rows, gradients,
     gradient_names, pure_backward, config_round_trip, state_round_trip, copies, refusals,
-    state_after_error, in_rnn, in_gru, in_lstm. If the first fails, the others cannot run.
+    state_after_error, row_functions, in_rnn, in_gru, in_lstm. If the first fails, the others cannot
+    run.
+
+    Compiled row functions (`Normalizer.row_functions`) are called beside the Python methods, for
+    several numbers of features, between marks that they must not overwrite. One that writes far
+    outside its arrays may crash the process all the same.
 
     Gradients are compared with central differences in float64, so ``forward`` must be smooth at
     random points.
@@ -95,7 +101,7 @@ def check_normalizer(
     >>> import normlib
     >>> from normlib.testing import check_normalizer
     >>> len(check_normalizer("layer"))
-    20
+    21
     >>> class Doubled(normlib.LayerNorm):
     ...     def backward(self, dy, cache):
     ...         dx, grads = super().backward(dy, cache)

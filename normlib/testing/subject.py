@@ -28,9 +28,9 @@ class Subject(NamedTuple):
             array += rng.uniform(-0.3, 0.3, array.shape).astype(array.dtype)
         return norm
 
-    def trained(self, dtype: str = "float64") -> Normalizer:
+    def trained(self, dtype: str = "float64", **config: Any) -> Normalizer:
         """Make a normalizer whose buffers, if it has any, are away from their initial values."""
-        norm = self.new(dtype)
+        norm = self.new(dtype, **config)
         for seed in (11, 12):
             norm.forward(self.rows(6, dtype=dtype, seed=seed))
         return norm
