@@ -28,9 +28,11 @@ from cython.parallel cimport parallel, threadid
 from libc.string cimport memcmp, memcpy, strcmp
 
 from normlib._kernels.arrays cimport address, dim, is_plain, is_single
+from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.norm_rows cimport (
     BACKWARD_DOUBLE, BACKWARD_FLOAT, FORWARD_DOUBLE, FORWARD_FLOAT, NormBackward, NormForward,
 )
+from normlib._kernels.packing cimport pack_all
 from normlib._kernels.recurrent_cells cimport (
     candidate, gru_backward, gru_candidate_backward, gru_candidate_forward, gru_forward,
     gru_reset_backward, gru_reset_forward, lstm_backward, lstm_forward, vanilla_backward,
@@ -40,7 +42,7 @@ from normlib._kernels.recurrent_run cimport (
     CLASSIC_GRU, EVERY_STEP, GRU, LSTM, MAX_PARAMETERS, ONE_STEP, RELU, TANH, WINDOW, Extent, Kind,
     Norm, Run, Slab, Weight, row_before, row_of, scratch_of,
 )
-from normlib._kernels.tiles cimport count_panels, multiply_panels, pack_all, panel_columns
+from normlib._kernels.tiles cimport count_panels, multiply_panels, panel_columns
 from normlib._kernels.vec cimport vf32, vf64, vreal
 
 cnp.import_array()
@@ -89,15 +91,15 @@ cdef inline Py_ssize_t share(const Run *run, int k, int n) noexcept nogil:
     return run.n_rows
 
 
-cdef inline void multiply(const vreal *tag, const Weight *weight, const void *a,
-                          Py_ssize_t a_bytes, void *out, Py_ssize_t out_bytes,
-                          Py_ssize_t n_rows, int part, int n_parts) noexcept nogil:
-    """Part of the columns of out = a times the weight."""
+cdef void multiply(const vreal *tag, const Weight *weight, const void *a, Py_ssize_t a_bytes,
+                   void *out, Py_ssize_t out_bytes, Py_ssize_t n_rows, Py_ssize_t t, int part,
+                   int n_parts) noexcept nogil:
+    """Part of the columns of out = a times the weight; from right to left in odd steps t."""
     cdef Py_ssize_t n_panels = count_panels(tag, weight.N)
     cdef Py_ssize_t item = sizeof(float) if vreal is vf32 else sizeof(double)
     multiply_panels(<const vreal *>a, <const vreal *>weight.packed, <vreal *>out, n_rows,
                     a_bytes // item, out_bytes // item, weight.K, weight.N,
-                    n_panels * part // n_parts, n_panels * (part + 1) // n_parts)
+                    n_panels * part // n_parts, n_panels * (part + 1) // n_parts, t % 2 == 1)
 
 
 cdef void forward_share(const vreal *tag, const Run *shared, int thread,
@@ -128,14 +130,14 @@ cdef void forward_share(const vreal *tag, const Run *shared, int thread,
                          or run.inputs.extent == EVERY_STEP):
             n = shared.starts[end - 1] + shared.counts[end - 1] - shared.starts[t]
             multiply(tag, &run.input, row_of(&run.x, run, t, 0), run.x.row_bytes,
-                     row_of(&run.inputs, run, t, 0), run.inputs.row_bytes, n, part, n_parts)
+                     row_of(&run.inputs, run, t, 0), run.inputs.row_bytes, n, t, part, n_parts)
         else:
             for s in range(t, end):
                 n = min(product_stop, shared.counts[s]) - product_first
                 if n > 0:
                     multiply(tag, &run.input, row_of(&run.x, run, s, product_first),
                              run.x.row_bytes, row_of(&run.inputs, run, s, product_first),
-                             run.inputs.row_bytes, n, part, n_parts)
+                             run.inputs.row_bytes, n, t, part, n_parts)
         while t < end:
             n = min(product_stop, shared.counts[t]) - product_first
             for k in range(run.n_products):
@@ -143,12 +145,12 @@ cdef void forward_share(const vreal *tag, const Run *shared, int thread,
                     multiply(tag, &run.hidden[0],
                              row_before(&run.h, run.initial_h, run, t, product_first),
                              run.size * run.item, row_of(&run.products, run, t, product_first),
-                             run.products.row_bytes, n, part, n_parts)
+                             run.products.row_bytes, n, t, part, n_parts)
                 elif n > 0:
                     multiply(tag, &run.hidden[1], row_of(&run.reset_h, run, t, product_first),
                              run.reset_h.row_bytes,
                              candidate(row_of(&run.products, run, t, product_first), run),
-                             run.products.row_bytes, n, part, n_parts)
+                             run.products.row_bytes, n, t, part, n_parts)
                 if columns:
                     team_barrier()
                 s = min(stop, shared.counts[t])
@@ -201,12 +203,13 @@ cdef void backward_share(const vreal *tag, const Run *shared, int thread,
             if n > 0 and k == 0:
                 multiply(tag, &run.hidden[0], row_of(&run.d_products, run, t, product_first),
                          run.d_products.row_bytes, row_of(&run.dh, run, t, product_first),
-                         run.dh.row_bytes, n, part, n_parts)
+                         run.dh.row_bytes, n, t, part, n_parts)
             elif n > 0:
                 multiply(tag, &run.hidden[1],
                          candidate(row_of(&run.d_products, run, t, product_first), run),
                          run.d_products.row_bytes, row_of(&run.d_reset_h, run, t, product_first),
-                         run.d_reset_h.row_bytes, n, part, n_parts)
+                         run.d_reset_h.row_bytes, n, t, part,
+                         n_parts)
             if columns:
                 team_barrier()
 
@@ -294,7 +297,8 @@ cdef object pack(object weight, Weight *packed, Py_ssize_t first, Py_ssize_t sto
     cdef const char *data = <const char *>address(weight) + first * cnp.PyArray_STRIDE(weight, 0)
     packed.K = columns if transposed else n
     packed.N = n if transposed else columns
-    memory = np.empty((packed.N + width - 1) // width * width * packed.K, weight.dtype)
+    memory = aligned_like(
+        np.empty((packed.N + width - 1) // width * width * packed.K, weight.dtype))
     packed.packed = address(memory)
     with nogil:
         if single:
