@@ -326,8 +326,9 @@ cdef class Plan:
     """
 
     cdef Run base
-    cdef object copies
     cdef object kept
+    cdef readonly tuple weights
+    cdef tuple biases
     cdef readonly object bias
 
     def __init__(self, Kind kind, weight_ih, weight_hh, bias_ih, bias_hh, bias, bint backward):
@@ -346,12 +347,13 @@ cdef class Plan:
             self.kept.append(pack(weight_hh, &self.base.hidden[1], cut, rows, not backward))
         if not backward:
             self.kept.append(pack(weight_ih, &self.base.input, 0, rows, True))
-            self.copies = (weight_ih, weight_hh, bias_ih, bias_hh)
+        self.weights = (weight_ih, weight_hh)
+        self.biases = (bias_ih, bias_hh)
 
     def fits(self, weight_ih, weight_hh, bias_ih, bias_hh):
         """Whether it was made of these values."""
-        return (same(bias_ih, self.copies[2]) and same(bias_hh, self.copies[3])
-                and same(weight_hh, self.copies[1]) and same(weight_ih, self.copies[0]))
+        return (same(bias_ih, self.biases[0]) and same(bias_hh, self.biases[1])
+                and same(weight_hh, self.weights[1]) and same(weight_ih, self.weights[0]))
 
     cdef int start(self, Run *run, starts, counts, Py_ssize_t n_rows, Py_ssize_t first,
                    Py_ssize_t stop, Py_ssize_t first_step, tuple sites, bint training,
@@ -375,16 +377,16 @@ cdef class Plan:
 
     def forward(self, x, starts, counts, Py_ssize_t first, Py_ssize_t stop,
                 Py_ssize_t first_step, h_initial, c_initial, tuple sites, inputs, products, gates,
-                h, c, extra, reset_h, scratch, bint training, bint keep_products, Py_ssize_t block,
-                bint columns, int n_threads):
+                h, c, extra, reset_h, scratch, bint training, bint keep_products, bint keep_inputs,
+                Py_ssize_t block, bint columns, int n_threads):
         """Run steps first to stop. Arrays are C-contiguous and of the plan's type.
 
-        x (total, I) and h (total, H) have every step, as have in training inputs (total, GH),
-        gates, which may be inputs, c (LSTM) and extra (not the vanilla without a normalizer), and
-        products (total, GH) if keep_products says so, else (N, GH). In inference inputs has
-        ``window_rows(N)`` rows; gates and extra are None, but for the classical GRU's gates
-        (N, 3H), and c is the state itself. reset_h (N, H) is the classical GRU's. h_initial and
-        c_initial are (N, H); scratch is (threads, 14 H).
+        x (total, I) and h (total, H) have every step, as have in training gates, which may be
+        inputs, c (LSTM) and extra, or None where backward will not need it; products (total, GH)
+        and inputs (total, GH) have if the flags to keep them say so, else (N, GH), and
+        ``window_rows(N)`` rows. In inference gates and extra are None, but for the classical GRU's
+        gates (N, 3H), and c is the state itself. reset_h (N, H) is the classical GRU's. h_initial
+        and c_initial are (N, H); scratch is (threads, 14 H).
 
         A site is (forward, backward, features, parameters, eps, cache): two capsules, or None for
         the identity; arrays (features,) or (steps, features) or None; and for training float64
@@ -397,7 +399,7 @@ cdef class Plan:
         run.initial_h = address(h_initial)
         run.initial_c = address(c_initial)
         set_slab(&run.x, x, EVERY_STEP)
-        set_slab(&run.inputs, inputs, EVERY_STEP if training else WINDOW)
+        set_slab(&run.inputs, inputs, EVERY_STEP if keep_inputs else WINDOW)
         set_slab(&run.products, products, EVERY_STEP if keep_products else ONE_STEP)
         set_slab(&run.gates, gates, extent)
         set_slab(&run.h, h, EVERY_STEP)
@@ -494,8 +496,9 @@ cdef class Plan:
                  Py_ssize_t block, bint columns, int n_threads):
         """Run steps stop to first, backwards.
 
-        Of every step: what ``forward`` was given, and d_output (total, H). Of these steps: d_inputs
-        and d_products (rows, GH), which may be one array where every site is the identity. Of one:
+        Of every step: what ``forward`` was given, and d_output (total, H); h is None for the LSTM
+        without a normalizer. Of these steps: extra; and d_inputs and d_products (rows, GH), which
+        may be one array where every site is the identity. Of one:
         the state's gradients dh and dc (N, H); d_state (N, H) for the GRU; d_gates (N, 2H) and
         d_reset_h (N, H) for the classical one. gradients is float64 (blocks, all parameters);
         places tells where in a row the bias's start, and then, for each site, those of each
@@ -522,6 +525,7 @@ cdef class Plan:
         set_slab(&run.d_products, d_products, EVERY_STEP)
         run.d_inputs.data -= run.starts[first] * run.d_inputs.row_bytes
         run.d_products.data -= run.starts[first] * run.d_products.row_bytes
+        run.extra.data -= run.starts[first] * run.extra.row_bytes
         set_slab(&run.d_gates, d_gates, ONE_STEP)
         set_slab(&run.d_state, d_state, ONE_STEP)
         set_slab(&run.d_reset_h, d_reset_h, ONE_STEP)

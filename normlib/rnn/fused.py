@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from normlib._kernels import buffers
+from normlib._kernels import cells as cell_kernels
 from normlib._kernels import product as product_kernels
 from normlib._kernels import recurrent as kernels
 from normlib.arrays import as_dtype
@@ -90,8 +91,9 @@ def row_functions(
 class Cache:
     """What `Fused.backward` needs of `Fused.forward`; its own memory.
 
-    Of each time step it holds the input, the products with the weights, and what the cell saves:
-    for the LSTM 7H numbers without a normalizer, 15H with one.
+    Of each row of a time step it holds the input, and the products with the weights and what the
+    cell saves: without a normalizer 5H numbers for the LSTM, whose states and their tanh are
+    computed again, 5H for the GRU and H for the vanilla network; with one 15H, 11H and 4H.
     """
 
     schedule: Schedule
@@ -192,21 +194,31 @@ class Fused:
         """Run over time for training. The cache keeps ``rows`` and ``state``."""
         total, gates = schedule.total, self.cell.gates
         plain = all(rows_of.forward is None for rows_of in functions.values())
-        sizes = {"h": 1, "inputs": gates}
+        sizes = {}
+        if not (self.lstm and plain):
+            sizes["h"] = 1
+        if not (self.vanilla and plain):
+            sizes["inputs"] = gates
         if self.lstm:
             sizes["c"] = 1
         if not plain:
             sizes["products"] = gates
             if not self.vanilla:
                 sizes["gates"] = gates
-        if not self.classic and not (self.vanilla and plain):
+        if not self.classic and (self.gru or not plain):
             sizes["extra"] = 1
         saved: dict[str, Any] = dict.fromkeys(("c", "gates", "extra"))
         saved |= self._allocate(total, sizes)
         if plain:
             # Nobody asks for the products again, and gates may take the place of theirs.
             saved["products"] = self._empty(len(state[0]), gates)
-            saved["gates"] = None if self.vanilla else saved["inputs"]
+            if self.vanilla:
+                saved["inputs"] = self._empty(kernels.window_rows(len(state[0])), gates)
+            else:
+                saved["gates"] = saved["inputs"]
+            if self.lstm:
+                # Not kept: backward computes h and tanh(c) again, two operations an element.
+                saved |= self._allocate(total, {"h": 1})
         caches = {
             name: np.empty((total, rows_of.cache_size)) if rows_of.cache_size else None
             for name, rows_of in functions.items()
@@ -217,14 +229,18 @@ class Fused:
         )
         plan = self._plan_for(weights)
         initial = tuple(array.copy() for array in state)
-        self._forward(plan, rows, initial, schedule, saved, sites, 0, True, every=not plain)
+        self._forward(plan, rows, initial, schedule, saved, sites, 0, True, plain)
         final = tuple(
             schedule.last(saved[key], array)
             for key, array in zip(self.cell.carries, initial, strict=True)
         )
-        copies = weights[0].copy(), weights[1].copy()
-        cache = Cache(schedule, rows, initial, saved, copies, plan.bias, normalizers, caches)
-        return saved["h"], final, cache
+        h = saved["h"]
+        if plain:
+            saved |= {"products": None, "inputs": None}
+            if self.lstm:
+                saved["h"] = None
+        cache = Cache(schedule, rows, initial, saved, plan.weights, plan.bias, normalizers, caches)
+        return h, final, cache
 
     def backward(
         self, d_rows: Array, dstate: State, cache: Cache
@@ -275,20 +291,26 @@ class Fused:
         d_inputs = self._empty(most, cell.gates)
         d_products = d_inputs if shared else self._empty(most, cell.gates)
         for first, stop in reversed(parts):
+            n = schedule.rows(first, stop)
+            here = slice(schedule.starts[first], schedule.starts[first] + n)
+            since, h, extra = 0, saved["h"], saved["extra"]
+            if h is None:
+                since = max(0, first - 1)
+                h, extra = self._states(cache, since, stop, n_threads)
+                extra = extra[-n:]
+            elif extra is not None:
+                extra = extra[here]
             plan.backward(
                 starts, counts, first, stop, cache.initial[0],
                 cache.initial[1] if self.lstm else None,
                 sites, saved["inputs"], saved["products"], saved["gates"], saved["h"], saved["c"],
-                saved["extra"], dstate[0], dstate[1] if self.lstm else None, d_rows,
-                d_inputs, d_products, d_gates, d_state, d_reset_h, sums, places, scratch, block,
-                columns, n_threads,
+                extra, dstate[0], dstate[1] if self.lstm else None, d_rows, d_inputs, d_products,
+                d_gates, d_state, d_reset_h, sums, places, scratch, block, columns, n_threads,
             )  # fmt: skip
-            n = schedule.rows(first, stop)
-            here = slice(schedule.starts[first], schedule.starts[first] + n)
             product_kernels.product(d_inputs[:n], packed_ih, dx[here], n_threads)
             weights.add(
                 cache.rows[here],
-                schedule.before(saved["h"], cache.initial[0], first, stop),
+                schedule.before(h, cache.initial[0], first, stop, since),
                 saved["gates"][here] if self.classic else None,
                 cell.cut_columns(d_inputs[:n]),
                 cell.cut_columns(d_products[:n]),
@@ -316,7 +338,7 @@ class Fused:
         sites: tuple[Any, ...],
         step: int,
         training: bool,
-        every: bool = False,
+        plain: bool = False,
     ) -> None:
         n_rows = len(state[0])
         columns, n_threads = self._threads(schedule, n_rows)
@@ -329,8 +351,18 @@ class Fused:
                 rows, starts, counts, first, stop, step, state[0],
                 state[1] if len(state) > 1 else None, sites, saved["inputs"], saved["products"],
                 saved["gates"], saved["h"], saved["c"], saved["extra"], reset_h, scratch,
-                training, every, block, columns, n_threads,
+                training, training and not plain, training and not (plain and self.vanilla), block,
+                columns, n_threads,
             )  # fmt: skip
+
+    def _states(self, cache: Cache, first: int, stop: int, n_threads: int) -> tuple[Array, Array]:
+        """Return the LSTM's h and tanh(c) of some steps, computed again as forward did."""
+        first_row = cache.schedule.starts[first]
+        rows = slice(first_row, first_row + cache.schedule.rows(first, stop))
+        gates, c = cache.saved["gates"][rows], cache.saved["c"][rows]
+        h, tanh_c = buffers.aligned_like(c), buffers.aligned_like(c)
+        cell_kernels.lstm_output_forward(gates, c, tanh_c, h, n_threads)
+        return h, tanh_c
 
     def _plan_for(self, weights: tuple[Array, Array, Array, Array]) -> kernels.Plan:
         """Return the packed weights: those of the last call if the values are still the same."""
