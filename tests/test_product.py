@@ -21,6 +21,27 @@ def test_against_numpy(cpu_level, dtype, rng):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("layout", ["rows", "columns", "both strided"])
+def test_packing(cpu_level, dtype, layout, rng):
+    """Whole squares, their edges, and padding of zeros."""
+    for K, N in ((1, 1), (16, 48), (17, 50), (33, 100), (64, 47), (5, 200), (0, 3)):
+        b = rng.standard_normal((K, N)).astype(dtype)
+        b[:1, :1] = np.nan
+        if layout == "columns":
+            b = np.asfortranarray(b)
+        elif layout == "both strided":
+            b = np.repeat(np.repeat(b, 2, axis=0), 3, axis=1)[::2, ::3]
+        packed = _kernels.product.pack(b)
+        assert packed.panels.ctypes.data % 64 == 0
+        width = _kernels.product.pack(np.zeros((1, 1), dtype)).panels.size
+        n_panels = -(-N // width)
+        padded = np.zeros((K, n_panels * width), dtype)
+        padded[:, :N] = b
+        expected = padded.reshape(K, n_panels, width).transpose(1, 0, 2)
+        np.testing.assert_array_equal(packed.panels, expected.reshape(-1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_row_has_the_same_bits_anywhere(dtype, rng):
     """In every batch, at every place in it, with any thread count, and at v3 as at v4."""
     levels = [level for level in _kernels.available_levels() if level != "baseline"]

@@ -20,7 +20,7 @@ from fused_networks import (
     make,
     most_norms,
 )
-from networks import as_list, every_cell
+from networks import CELLS, as_list, every_cell
 
 # ---- packed weights ------------------------------------------------------------------------------
 
@@ -175,6 +175,19 @@ def test_a_cache_stays_what_it_was(cell, norm):
     rnn.forward(np.ones_like(x))
     for one in (cache, *copies):
         assert_same_bits(gradients(rnn, dy, one, dstate), expected)
+
+
+@pytest.mark.parametrize(
+    ("cell", "plain", "normalized"), [("lstm", 5, 15), ("gru", 5, 11), ("tanh", 1, 4)]
+)
+def test_what_a_cache_holds(cell, plain, normalized):
+    """In multiples of H for each row, beside the input, the weights and the initial state."""
+    x = np.zeros((6, 8, 5), np.float32)
+    for norm, expected in ((None, plain), ("layer", normalized)):
+        rnn = normlib.RNN(5, 16, norm=norm, **CELLS[cell])
+        _, _, cache = rnn.forward(x)
+        saved = {id(a): a.nbytes for a in cache.directions[0].saved.values() if a is not None}
+        assert sum(saved.values()) == expected * 6 * 8 * 16 * 4
 
 
 @every_cell

@@ -18,7 +18,7 @@ from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.groups cimport Layout, find_groups, is_group_statistic, is_short
 from normlib._kernels.norm_rows cimport NormBackward, backward_capsule
-from normlib._kernels.plain cimport is_input, is_like, is_parameter, new_vector
+from normlib._kernels.plain cimport is_input, is_like, is_parameter, new_vector, rounded_to
 from normlib._kernels.plane_gradients cimport planes_part
 from normlib._kernels.row_gradients cimport (
     Row, TOGETHER, one_gradient, prepare_row, row_double, some_gradients,
@@ -171,6 +171,7 @@ def group_norm_backward(dy, x, Py_ssize_t groups, gain, mean, rstd, dx, dgain, d
 def group_norm_backward_plain(dy, x, groups, mean, rstd, gain, channel_axis, threads_for):
     """(dx, dgain, dbias), groups None for one a channel; None unless every argument is plain."""
     cdef Layout layout
+    cdef Py_ssize_t n
     cdef int number
     if not (is_input(x) and is_like(dy, x)):
         return None
@@ -181,11 +182,12 @@ def group_norm_backward_plain(dy, x, groups, mean, rstd, gain, channel_axis, thr
         return None
     number = cnp.PyArray_TYPE(x)
     dx = aligned_like(x)
-    sums = new_vector(layout.groups * layout.channels, cnp.NPY_FLOAT64)
-    more = new_vector(layout.groups * layout.channels, cnp.NPY_FLOAT64)
+    n = layout.groups * layout.channels
+    sums = new_vector(n, cnp.NPY_FLOAT64)
+    more = new_vector(n, cnp.NPY_FLOAT64)
     backward(dy, x, gain, mean, rstd, dx, sums, more, layout, threads_for(cnp.PyArray_SIZE(x)))
-    dgain = None if gain is None else cnp.PyArray_Cast(sums, number)
-    return dx, dgain, cnp.PyArray_Cast(more, number)
+    dgain = None if gain is None else rounded_to(sums, n, number)
+    return dx, dgain, rounded_to(more, n, number)
 
 
 # ---- one row, for a loop of others ---------------------------------------------------------------

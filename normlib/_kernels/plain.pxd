@@ -123,3 +123,17 @@ cdef inline object new_vector(Py_ssize_t n, int number):
     """An uninitialized (n,) of that type."""
     cdef cnp.npy_intp size = n
     return cnp.PyArray_SimpleNew(1, &size, number)
+
+
+cdef inline object rounded_to(object doubles, Py_ssize_t n, int number):
+    """A new (n,) of doubles as an array of that type, quietly where they are beyond it."""
+    cdef const double *source = <const double *>cnp.PyArray_DATA(doubles)
+    cdef float *target
+    cdef Py_ssize_t i
+    if number == cnp.NPY_FLOAT64:
+        return doubles
+    array = new_vector(n, number)
+    target = <float *>cnp.PyArray_DATA(array)
+    for i in range(n):
+        target[i] = <float>source[i]
+    return array

@@ -12,10 +12,12 @@ cimport numpy as cnp
 from cython.parallel cimport prange, threadid
 
 from normlib._kernels.arrays cimport address, dim, is_single
+from normlib._kernels.buffers cimport aligned_like
+from normlib._kernels.packing cimport pack_all, pack_panel
 from normlib._kernels.tiles cimport (
-    PANEL, TILE, count_panels, multiply_panels, multiply_tile, pack_all, pack_panel, panel_columns,
+    PANEL, TILE, count_panels, multiply_columns, multiply_panels, multiply_tile, panel_columns,
 )
-from normlib._kernels.vec cimport at, at_out, lanes, vf32, vf64, vget, vput, vreal
+from normlib._kernels.vec cimport at, at_out, vf32, vf64, vget, vput, vreal
 cnp.import_array()
 
 cdef enum:
@@ -31,7 +33,7 @@ cdef void multiply_part(const vreal *a, const vreal *packed, vreal *out, Py_ssiz
     cdef Py_ssize_t panel = part // n_parts
     cdef Py_ssize_t first = part % n_parts * PART_ROWS
     multiply_panels(at(a, first * K), packed, at_out(out, first * N),
-                    min(PART_ROWS, n_rows - first), K, N, K, N, panel, panel + 1)
+                    min(PART_ROWS, n_rows - first), K, N, K, N, panel, panel + 1, False)
 
 
 cdef void multiply_all(const vreal *a, const vreal *packed, vreal *out, Py_ssize_t n_rows,
@@ -68,7 +70,7 @@ def pack(b):
     cdef Py_ssize_t width = panel_columns(<vf32 *>NULL) if single else panel_columns(<vf64 *>NULL)
     cdef Py_ssize_t stride_k = b.strides[0] // b.itemsize
     cdef Py_ssize_t stride_n = b.strides[1] // b.itemsize
-    panels = np.empty((N + width - 1) // width * width * K, dtype=b.dtype)
+    panels = aligned_like(np.empty((N + width - 1) // width * width * K, dtype=b.dtype))
     cdef void *b_data = address(b)
     cdef void *packed_data = address(panels)
     with nogil:
@@ -144,12 +146,8 @@ cdef void add_group(
             tile = at(packed, (r - first) * K)
             c = at_out(out, r * N + panel * width)
             n_rows = stop - r
-            if n_rows >= TILE and n_columns > (PANEL - 1) * lanes(a):
-                multiply_tile(tile, b, c, 1, TILE, N, K, n_columns, TILE, PANEL, True)
-            elif n_rows >= TILE and n_columns > lanes(a):
-                multiply_tile(tile, b, c, 1, TILE, N, K, n_columns, TILE, 2, True)
-            elif n_rows >= TILE:
-                multiply_tile(tile, b, c, 1, TILE, N, K, n_columns, TILE, 1, True)
+            if n_rows >= TILE:
+                multiply_columns(tile, b, c, 1, TILE, N, K, n_columns, TILE, True)
             else:
                 multiply_tile(tile, b, &edge[0], 1, TILE, width, K, width, TILE, PANEL, False)
                 add_edge(&edge[0], c, n_rows, n_columns, N)

@@ -14,6 +14,7 @@ Site: TypeAlias = tuple[
 KINDS: dict[str, int]
 
 class Plan:
+    weights: tuple[Array, Array]
     bias: Array
     def __init__(
         self,
@@ -47,6 +48,7 @@ class Plan:
         scratch: Array,
         training: bool,
         keep_products: bool,
+        keep_inputs: bool,
         block: int,
         columns: bool,
         n_threads: int,

@@ -28,7 +28,9 @@ from cython.parallel cimport parallel, threadid
 from libc.string cimport memcmp, memcpy
 
 from normlib._kernels.arrays cimport address, dim, is_plain, is_single
+from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.norm_rows cimport NormBackward, NormForward
+from normlib._kernels.packing cimport pack_all
 from normlib._kernels.recurrent_cells cimport (
     candidate, gru_backward, gru_candidate_backward, gru_candidate_forward, gru_forward,
     gru_reset_backward, gru_reset_forward, lstm_backward, lstm_forward, vanilla_backward,
@@ -38,7 +40,7 @@ from normlib._kernels.recurrent_run cimport (
     CELL_SCRATCH, CLASSIC_GRU, EVERY_STEP, GRU, LSTM, ONE_STEP, RELU, TANH, WINDOW, Extent, Kind,
     Norm, Run, Slab, Weight, row_before, row_of, scratch_of,
 )
-from normlib._kernels.tiles cimport count_panels, multiply_panels, pack_all, panel_columns
+from normlib._kernels.tiles cimport count_panels, multiply_panels, panel_columns
 from normlib._kernels.vec cimport vf32, vf64, vreal
 
 cnp.import_array()
@@ -87,15 +89,15 @@ cdef inline Py_ssize_t share(const Run *run, int k, int n) noexcept nogil:
     return run.n_rows
 
 
-cdef inline void multiply(const vreal *tag, const Weight *weight, const void *a,
-                          Py_ssize_t a_bytes, void *out, Py_ssize_t out_bytes,
-                          Py_ssize_t n_rows, int part, int n_parts) noexcept nogil:
-    """Part of the columns of out = a times the weight."""
+cdef void multiply(const vreal *tag, const Weight *weight, const void *a, Py_ssize_t a_bytes,
+                   void *out, Py_ssize_t out_bytes, Py_ssize_t n_rows, Py_ssize_t t, int part,
+                   int n_parts) noexcept nogil:
+    """Part of the columns of out = a times the weight; from right to left in odd steps t."""
     cdef Py_ssize_t n_panels = count_panels(tag, weight.N)
     cdef Py_ssize_t item = sizeof(float) if vreal is vf32 else sizeof(double)
     multiply_panels(<const vreal *>a, <const vreal *>weight.packed, <vreal *>out, n_rows,
                     a_bytes // item, out_bytes // item, weight.K, weight.N,
-                    n_panels * part // n_parts, n_panels * (part + 1) // n_parts)
+                    n_panels * part // n_parts, n_panels * (part + 1) // n_parts, t % 2 == 1)
 
 
 cdef void forward_share(const vreal *tag, const Run *shared, int thread,
@@ -126,14 +128,14 @@ cdef void forward_share(const vreal *tag, const Run *shared, int thread,
                          or run.inputs.extent == EVERY_STEP):
             n = shared.starts[end - 1] + shared.counts[end - 1] - shared.starts[t]
             multiply(tag, &run.input, row_of(&run.x, run, t, 0), run.x.row_bytes,
-                     row_of(&run.inputs, run, t, 0), run.inputs.row_bytes, n, part, n_parts)
+                     row_of(&run.inputs, run, t, 0), run.inputs.row_bytes, n, t, part, n_parts)
         else:
             for s in range(t, end):
                 n = min(product_stop, shared.counts[s]) - product_first
                 if n > 0:
                     multiply(tag, &run.input, row_of(&run.x, run, s, product_first),
                              run.x.row_bytes, row_of(&run.inputs, run, s, product_first),
-                             run.inputs.row_bytes, n, part, n_parts)
+                             run.inputs.row_bytes, n, t, part, n_parts)
         while t < end:
             n = min(product_stop, shared.counts[t]) - product_first
             for k in range(run.n_products):
@@ -141,12 +143,12 @@ cdef void forward_share(const vreal *tag, const Run *shared, int thread,
                     multiply(tag, &run.hidden[0],
                              row_before(&run.h, run.initial_h, run, t, product_first),
                              run.size * run.item, row_of(&run.products, run, t, product_first),
-                             run.products.row_bytes, n, part, n_parts)
+                             run.products.row_bytes, n, t, part, n_parts)
                 elif n > 0:
                     multiply(tag, &run.hidden[1], row_of(&run.reset_h, run, t, product_first),
                              run.reset_h.row_bytes,
                              candidate(row_of(&run.products, run, t, product_first), run),
-                             run.products.row_bytes, n, part, n_parts)
+                             run.products.row_bytes, n, t, part, n_parts)
                 if columns:
                     team_barrier()
                 s = min(stop, shared.counts[t])
@@ -199,12 +201,13 @@ cdef void backward_share(const vreal *tag, const Run *shared, int thread,
             if n > 0 and k == 0:
                 multiply(tag, &run.hidden[0], row_of(&run.d_products, run, t, product_first),
                          run.d_products.row_bytes, row_of(&run.dh, run, t, product_first),
-                         run.dh.row_bytes, n, part, n_parts)
+                         run.dh.row_bytes, n, t, part, n_parts)
             elif n > 0:
                 multiply(tag, &run.hidden[1],
                          candidate(row_of(&run.d_products, run, t, product_first), run),
                          run.d_products.row_bytes, row_of(&run.d_reset_h, run, t, product_first),
-                         run.d_reset_h.row_bytes, n, part, n_parts)
+                         run.d_reset_h.row_bytes, n, t, part,
+                         n_parts)
             if columns:
                 team_barrier()
 
@@ -280,7 +283,8 @@ cdef object pack(object weight, Weight *packed, Py_ssize_t first, Py_ssize_t sto
     cdef const char *data = <const char *>address(weight) + first * cnp.PyArray_STRIDE(weight, 0)
     packed.K = columns if transposed else n
     packed.N = n if transposed else columns
-    memory = np.empty((packed.N + width - 1) // width * width * packed.K, weight.dtype)
+    memory = aligned_like(
+        np.empty((packed.N + width - 1) // width * width * packed.K, weight.dtype))
     packed.packed = address(memory)
     with nogil:
         if single:
@@ -308,8 +312,9 @@ cdef class Plan:
     """
 
     cdef Run base
-    cdef object copies
     cdef object kept
+    cdef readonly tuple weights
+    cdef tuple biases
     cdef readonly object bias
 
     def __init__(self, Kind kind, weight_ih, weight_hh, bias_ih, bias_hh, bias, bint backward):
@@ -328,12 +333,13 @@ cdef class Plan:
             self.kept.append(pack(weight_hh, &self.base.hidden[1], cut, rows, not backward))
         if not backward:
             self.kept.append(pack(weight_ih, &self.base.input, 0, rows, True))
-            self.copies = (weight_ih, weight_hh, bias_ih, bias_hh)
+        self.weights = (weight_ih, weight_hh)
+        self.biases = (bias_ih, bias_hh)
 
     def fits(self, weight_ih, weight_hh, bias_ih, bias_hh):
         """Whether it was made of these values."""
-        return (same(bias_ih, self.copies[2]) and same(bias_hh, self.copies[3])
-                and same(weight_hh, self.copies[1]) and same(weight_ih, self.copies[0]))
+        return (same(bias_ih, self.biases[0]) and same(bias_hh, self.biases[1])
+                and same(weight_hh, self.weights[1]) and same(weight_ih, self.weights[0]))
 
     cdef int start(self, Run *run, starts, counts, Py_ssize_t n_rows, Py_ssize_t first,
                    Py_ssize_t stop, Py_ssize_t first_step, tuple sites, bint training,
@@ -357,16 +363,16 @@ cdef class Plan:
 
     def forward(self, x, starts, counts, Py_ssize_t first, Py_ssize_t stop,
                 Py_ssize_t first_step, h_initial, c_initial, tuple sites, inputs, products, gates,
-                h, c, extra, reset_h, scratch, bint training, bint keep_products, Py_ssize_t block,
-                bint columns, int n_threads):
+                h, c, extra, reset_h, scratch, bint training, bint keep_products, bint keep_inputs,
+                Py_ssize_t block, bint columns, int n_threads):
         """Run steps first to stop. Arrays are C-contiguous and of the plan's type.
 
-        x (total, I) and h (total, H) have every step, as have in training inputs (total, GH),
-        gates, which may be inputs, c (LSTM) and extra (not the vanilla without a normalizer), and
-        products (total, GH) if keep_products says so, else (N, GH). In inference inputs has
-        ``window_rows(N)`` rows; gates and extra are None, but for the classical GRU's gates
-        (N, 3H), and c is the state itself. reset_h (N, H) is the classical GRU's. h_initial and
-        c_initial are (N, H). scratch is (threads, 14 H and, for inference, the bytes of a row's
+        x (total, I) and h (total, H) have every step, as have in training gates, which may be
+        inputs, c (LSTM) and extra, or None where backward will not need it; products (total, GH)
+        and inputs (total, GH) have if the flags to keep them say so, else (N, GH), and
+        ``window_rows(N)`` rows. In inference gates and extra are None, but for the classical GRU's
+        gates (N, 3H), and c is the state itself. reset_h (N, H) is the classical GRU's. h_initial
+        and c_initial are (N, H). scratch is (threads, 14 H and, for inference, the bytes of a row's
         largest cache), each thread's at a multiple of 8 bytes.
 
         A site is (forward, backward, features, parameters, eps, cache size, cache), of row
@@ -381,7 +387,7 @@ cdef class Plan:
         run.initial_h = address(h_initial)
         run.initial_c = address(c_initial)
         set_slab(&run.x, x, EVERY_STEP)
-        set_slab(&run.inputs, inputs, EVERY_STEP if training else WINDOW)
+        set_slab(&run.inputs, inputs, EVERY_STEP if keep_inputs else WINDOW)
         set_slab(&run.products, products, EVERY_STEP if keep_products else ONE_STEP)
         set_slab(&run.gates, gates, extent)
         set_slab(&run.h, h, EVERY_STEP)
@@ -482,8 +488,9 @@ cdef class Plan:
                  Py_ssize_t block, bint columns, int n_threads):
         """Run steps stop to first, backwards.
 
-        Of every step: what ``forward`` was given, and d_output (total, H). Of these steps: d_inputs
-        and d_products (rows, GH), which may be one array where every site is the identity. Of one:
+        Of every step: what ``forward`` was given, and d_output (total, H); h is None for the LSTM
+        without a normalizer. Of these steps: extra; and d_inputs and d_products (rows, GH), which
+        may be one array where every site is the identity. Of one:
         the state's gradients dh and dc (N, H); d_state (N, H) for the GRU; d_gates (N, 2H) and
         d_reset_h (N, H) for the classical one. gradients is float64 (blocks, all parameters);
         places tells where in a row the bias's start, and then, for each site, those of each
@@ -510,6 +517,7 @@ cdef class Plan:
         set_slab(&run.d_products, d_products, EVERY_STEP)
         run.d_inputs.data -= run.starts[first] * run.d_inputs.row_bytes
         run.d_products.data -= run.starts[first] * run.d_products.row_bytes
+        run.extra.data -= run.starts[first] * run.extra.row_bytes
         set_slab(&run.d_gates, d_gates, ONE_STEP)
         set_slab(&run.d_state, d_state, ONE_STEP)
         set_slab(&run.d_reset_h, d_reset_h, ONE_STEP)

@@ -7,7 +7,8 @@ Design
 ------
 A group is so few rows that they stay in L1 from their sums to their output. A sum x + residual, and
 rows of a half type as floats, are made a group at a time in scratch, if their own place is past the
-cache or of another type; there they are normalized. What leaves the cache is written past it, by whole lines.
+cache or of another type; there they are normalized. What leaves the cache is written past it, by
+whole lines.
 
 Loops over threads have a serial twin, as in all kernels: a parallel region costs 0.7 us even for
 one thread.

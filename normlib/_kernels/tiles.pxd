@@ -7,10 +7,11 @@ bits depend on that row and the packed matrix alone: not on the other rows, the 
 tile, or the width of a vector.
 
 The right-hand matrix (K, N) is packed once into panels of PANEL vectors of columns, (panels, K,
-PANEL vectors), padded with zeros; a tile of TILE rows by one panel is held in registers.
+PANEL vectors), padded with zeros (packing.pxd); a tile of TILE rows by one panel is held in
+registers.
 """
 from normlib._kernels.vec cimport (
-    at, at_out, lanes, vfma, vget, vload_first, vput, vreal, vset, vstore_first,
+    at, at_out, lanes, vfma, vget, vload_first, vreal, vset, vstore_first,
 )
 
 cdef extern from *:
@@ -35,36 +36,6 @@ cdef inline Py_ssize_t panel_columns(const vreal *tag) noexcept nogil:
 
 cdef inline Py_ssize_t count_panels(const vreal *tag, Py_ssize_t N) noexcept nogil:
     return (N + panel_columns(tag) - 1) // panel_columns(tag)
-
-
-cdef inline void pack_panel(
-    const vreal *b,         # IN  (K, N), with strides in elements
-    vreal *packed,          # OUT (K, panel)
-    Py_ssize_t K,
-    Py_ssize_t n_columns,   # of the panel that b has
-    Py_ssize_t stride_k,
-    Py_ssize_t stride_n,
-) noexcept nogil:
-    cdef Py_ssize_t width = panel_columns(b)
-    cdef Py_ssize_t k, j
-    if n_columns == width and stride_n == 1:
-        for k in range(K):
-            for j in range(PANEL):
-                at_out(packed, k * width + j * lanes(b))[0] = at(b, k * stride_k + j * lanes(b))[0]
-        return
-    for k in range(K):
-        for j in range(width):
-            vput(packed, k * width + j,
-                 vget(b, k * stride_k + j * stride_n) if j < n_columns else 0)
-
-
-cdef inline void pack_all(const vreal *b, vreal *packed, Py_ssize_t K, Py_ssize_t N,
-                          Py_ssize_t stride_k, Py_ssize_t stride_n) noexcept nogil:
-    cdef Py_ssize_t width = panel_columns(b)
-    cdef Py_ssize_t panel
-    for panel in range(count_panels(b, N)):
-        pack_panel(at(b, panel * width * stride_n), at_out(packed, panel * width * K), K,
-                   min(width, N - panel * width), stride_k, stride_n)
 
 
 cdef inline void multiply_tile(
@@ -107,6 +78,28 @@ cdef inline void multiply_tile(
                          n_columns - p * width)
 
 
+cdef inline void multiply_columns(
+    const vreal *a,         # IN  as multiply_tile takes it, as is what follows
+    const vreal *panel,
+    vreal *out,
+    Py_ssize_t stride_a,
+    Py_ssize_t stride_k,
+    Py_ssize_t stride_out,
+    Py_ssize_t K,
+    Py_ssize_t n_columns,
+    int n_rows,             # a constant where this is inlined
+    bint add,               # a constant
+) noexcept nogil:
+    """A tile as narrow as its columns allow: the last panel of a matrix may be no whole one."""
+    if n_columns > (PANEL - 1) * lanes(a):
+        multiply_tile(a, panel, out, stride_a, stride_k, stride_out, K, n_columns, n_rows, PANEL,
+                      add)
+    elif n_columns > lanes(a):      # a PANEL of 3 alone has this case
+        multiply_tile(a, panel, out, stride_a, stride_k, stride_out, K, n_columns, n_rows, 2, add)
+    else:
+        multiply_tile(a, panel, out, stride_a, stride_k, stride_out, K, n_columns, n_rows, 1, add)
+
+
 cdef inline void multiply_panel(
     const vreal *a,         # IN  (n_rows, K), rows stride_a apart
     const vreal *panel,     # IN  (K, panel)
@@ -119,27 +112,20 @@ cdef inline void multiply_panel(
 ) noexcept nogil:
     cdef Py_ssize_t r = 0
     while r + TILE <= n_rows:
-        if n_columns > (PANEL - 1) * lanes(a):
-            multiply_tile(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a, 1,
-                          stride_out, K, n_columns, TILE, PANEL, False)
-        elif n_columns > lanes(a):      # a PANEL of 3 alone has this case
-            multiply_tile(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a, 1,
-                          stride_out, K, n_columns, TILE, 2, False)
-        else:
-            multiply_tile(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a, 1,
-                          stride_out, K, n_columns, TILE, 1, False)
+        multiply_columns(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a, 1,
+                         stride_out, K, n_columns, TILE, False)
         r += TILE
     if r + 4 <= n_rows:
-        multiply_tile(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a, 1,
-                      stride_out, K, n_columns, 4, PANEL, False)
+        multiply_columns(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a, 1,
+                         stride_out, K, n_columns, 4, False)
         r += 4
     if r + 2 <= n_rows:
-        multiply_tile(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a, 1,
-                      stride_out, K, n_columns, 2, PANEL, False)
+        multiply_columns(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a, 1,
+                         stride_out, K, n_columns, 2, False)
         r += 2
     if r < n_rows:
-        multiply_tile(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a, 1,
-                      stride_out, K, n_columns, 1, PANEL, False)
+        multiply_columns(at(a, r * stride_a), panel, at_out(out, r * stride_out), stride_a, 1,
+                         stride_out, K, n_columns, 1, False)
 
 
 cdef inline void multiply_panels(
@@ -153,10 +139,16 @@ cdef inline void multiply_panels(
     Py_ssize_t N,
     Py_ssize_t first_panel,
     Py_ssize_t stop_panel,
+    bint reverse,           # from the last panel to the first
 ) noexcept nogil:
-    """The columns of some panels; each panel meets all rows before the next is read."""
+    """The columns of some panels; each panel meets all rows before the next is read.
+
+    Who multiplies with one matrix again and again turns round each time: the panels read last,
+    which are in the cache yet, are then read first.
+    """
     cdef Py_ssize_t width = panel_columns(a)
-    cdef Py_ssize_t panel
-    for panel in range(first_panel, stop_panel):
+    cdef Py_ssize_t i, panel
+    for i in range(first_panel, stop_panel):
+        panel = first_panel + stop_panel - 1 - i if reverse else i
         multiply_panel(a, at(packed, panel * width * K), at_out(out, panel * width), n_rows,
                        stride_a, stride_out, K, min(width, N - panel * width))

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from normlib._kernels import buffers
+from normlib._kernels import cells as cell_kernels
 from normlib._kernels import product as product_kernels
 from normlib._kernels import recurrent as kernels
 from normlib._kernels.changes import same_normalizers
@@ -104,8 +105,9 @@ def row_functions(
 class Cache:
     """What `Fused.backward` needs of `Fused.forward`; its own memory.
 
-    Of each time step it holds the input, the products with the weights, and what the cell saves:
-    for the LSTM 7H numbers without a normalizer, 15H with one.
+    Of each row of a time step it holds the input, and the products with the weights and what the
+    cell saves: without a normalizer 5H numbers for the LSTM, whose states and their tanh are
+    computed again, 5H for the GRU and H for the vanilla network; with one 15H, 11H and 4H.
     """
 
     schedule: Schedule
@@ -140,7 +142,7 @@ class Fused:
         self.gru = isinstance(cell, GRU)
         self.classic = isinstance(cell, ClassicGRU)
         self.vanilla = isinstance(cell, Vanilla)
-        self._plan: _Packed | None = None
+        self._plan: kernels.Plan | None = None
         self._quick: _Quick | None = None
         self._most_rows = 2 * SHARED_PRODUCTS // self._step_products(1)  # of one thread's call
 
@@ -172,7 +174,7 @@ class Fused:
             "extra": None,
         }
         step = min(step, LAST_STEP)
-        self._forward(self._packed(weights).plan, rows, state, schedule, saved, sites, step, False)
+        self._forward(self._packed(weights), rows, state, schedule, saved, sites, step, False)
         return h, (schedule.last(h, state[0]), *state[1:])
 
     def step(
@@ -188,7 +190,7 @@ class Fused:
         if sites is None:
             return None
         number = min(number, LAST_STEP)
-        return self._packed(weights).plan.step(x, state, sites, number, self._most_rows)
+        return self._packed(weights).step(x, state, sites, number, self._most_rows)
 
     def run(
         self,
@@ -230,14 +232,14 @@ class Fused:
         c = initial[1].copy() if self.lstm else None
         c_rows = None if c is None else c[0]
         starts, counts = _every_row(n_steps, n_rows)
-        self._packed(weights).plan.forward(
+        self._packed(weights).forward(
             x.reshape(total, n_features), starts, counts, 0, n_steps, 0, initial[0][0], c_rows,
             sites,
             self._empty(kernels.window_rows(n_rows), self.cell.gates),
             self._empty(n_rows, self.cell.gates),
             self._empty(n_rows, 3) if self.classic else None, h, c_rows, None,
             self._empty(n_rows, 1) if self.classic else None, self._scratch(1, sites),
-            False, False, 8 if n_rows >= 16 else 1, False, 1,
+            False, False, False, 8 if n_rows >= 16 else 1, False, 1,
         )  # fmt: skip
         y = h.reshape(n_steps, n_rows, size)
         last = y[-1:].copy()
@@ -262,34 +264,49 @@ class Fused:
         """Run over time for training. The cache keeps ``rows`` and ``state``."""
         total, gates = schedule.total, self.cell.gates
         plain = all(rows_of.forward is None for rows_of in functions.values())
-        sizes = {"h": 1, "inputs": gates}
+        sizes = {}
+        if not (self.lstm and plain):
+            sizes["h"] = 1
+        if not (self.vanilla and plain):
+            sizes["inputs"] = gates
         if self.lstm:
             sizes["c"] = 1
         if not plain:
             sizes["products"] = gates
             if not self.vanilla:
                 sizes["gates"] = gates
-        if not self.classic and not (self.vanilla and plain):
+        if not self.classic and (self.gru or not plain):
             sizes["extra"] = 1
         saved: dict[str, Any] = dict.fromkeys(("c", "gates", "extra"))
         saved |= self._allocate(total, sizes)
         if plain:
             # Nobody asks for the products again, and gates may take the place of theirs.
             saved["products"] = self._empty(len(state[0]), gates)
-            saved["gates"] = None if self.vanilla else saved["inputs"]
+            if self.vanilla:
+                saved["inputs"] = self._empty(kernels.window_rows(len(state[0])), gates)
+            else:
+                saved["gates"] = saved["inputs"]
+            if self.lstm:
+                # Not kept: backward computes h and tanh(c) again, two operations an element.
+                saved |= self._allocate(total, {"h": 1})
         caches = {
             name: np.empty((total, rows_of.cache_size)) if rows_of.cache_size else None
             for name, rows_of in functions.items()
         }
         sites = _describe(functions, normalizers, caches)
-        plan, copies = self._packed(weights)
-        self._forward(plan, rows, state, schedule, saved, sites, 0, True, every=not plain)
+        plan = self._packed(weights)
+        self._forward(plan, rows, state, schedule, saved, sites, 0, True, plain)
         final = tuple(
             schedule.last(saved[key], array)
             for key, array in zip(self.cell.carries, state, strict=True)
         )
-        cache = Cache(schedule, rows, state, saved, copies, plan.bias, normalizers, caches)
-        return saved["h"], final, cache
+        h = saved["h"]
+        if plain:
+            saved |= {"products": None, "inputs": None}
+            if self.lstm:
+                saved["h"] = None
+        cache = Cache(schedule, rows, state, saved, plan.weights, plan.bias, normalizers, caches)
+        return h, final, cache
 
     def backward(
         self, d_rows: Array, dstate: State, cache: Cache
@@ -335,20 +352,26 @@ class Fused:
         d_inputs = self._empty(most, cell.gates)
         d_products = d_inputs if shared else self._empty(most, cell.gates)
         for first, stop in reversed(parts):
+            n = schedule.rows(first, stop)
+            here = slice(schedule.starts[first], schedule.starts[first] + n)
+            since, h, extra = 0, saved["h"], saved["extra"]
+            if h is None:
+                since = max(0, first - 1)
+                h, extra = self._states(cache, since, stop, n_threads)
+                extra = extra[-n:]
+            elif extra is not None:
+                extra = extra[here]
             plan.backward(
                 starts, counts, first, stop, cache.initial[0],
                 cache.initial[1] if self.lstm else None,
                 sites, saved["inputs"], saved["products"], saved["gates"], saved["h"], saved["c"],
-                saved["extra"], dstate[0], dstate[1] if self.lstm else None, d_rows,
-                d_inputs, d_products, d_gates, d_state, d_reset_h, sums, places, scratch, block,
-                columns, n_threads,
+                extra, dstate[0], dstate[1] if self.lstm else None, d_rows, d_inputs, d_products,
+                d_gates, d_state, d_reset_h, sums, places, scratch, block, columns, n_threads,
             )  # fmt: skip
-            n = schedule.rows(first, stop)
-            here = slice(schedule.starts[first], schedule.starts[first] + n)
             product_kernels.product(d_inputs[:n], packed_ih, dx[here], n_threads)
             weights.add(
                 cache.rows[here],
-                schedule.before(saved["h"], cache.initial[0], first, stop),
+                schedule.before(h, cache.initial[0], first, stop, since),
                 saved["gates"][here] if self.classic else None,
                 cell.cut_columns(d_inputs[:n]),
                 cell.cut_columns(d_products[:n]),
@@ -376,7 +399,7 @@ class Fused:
         sites: tuple[Any, ...],
         step: int,
         training: bool,
-        every: bool = False,
+        plain: bool = False,
     ) -> None:
         n_rows = len(state[0])
         columns, n_threads = self._threads(schedule, n_rows)
@@ -389,19 +412,29 @@ class Fused:
                 rows, starts, counts, first, stop, step, state[0],
                 state[1] if len(state) > 1 else None, sites, saved["inputs"], saved["products"],
                 saved["gates"], saved["h"], saved["c"], saved["extra"], reset_h, scratch,
-                training, every, block, columns, n_threads,
+                training, training and not plain, training and not (plain and self.vanilla), block,
+                columns, n_threads,
             )  # fmt: skip
 
-    def _packed(self, weights: tuple[Array, Array, Array, Array]) -> "_Packed":
+    def _states(self, cache: Cache, first: int, stop: int, n_threads: int) -> tuple[Array, Array]:
+        """Return the LSTM's h and tanh(c) of some steps, computed again as forward did."""
+        first_row = cache.schedule.starts[first]
+        rows = slice(first_row, first_row + cache.schedule.rows(first, stop))
+        gates, c = cache.saved["gates"][rows], cache.saved["c"][rows]
+        h, tanh_c = buffers.aligned_like(c), buffers.aligned_like(c)
+        cell_kernels.lstm_output_forward(gates, c, tanh_c, h, n_threads)
+        return h, tanh_c
+
+    def _packed(self, weights: tuple[Array, Array, Array, Array]) -> kernels.Plan:
         """Return the packed weights: those of the last call if the values are still the same."""
-        packed = self._plan
-        if packed is None or not packed.plan.fits(*weights):
+        plan = self._plan
+        if plan is None or not plan.fits(*weights):
             # Copies: another thread may change the weights meanwhile, and then these do not fit.
             weight_ih, weight_hh, bias_ih, bias_hh = (array.copy() for array in weights)
             bias = self.cell.merge_biases(bias_ih, bias_hh)
             plan = kernels.Plan(self.kind, weight_ih, weight_hh, bias_ih, bias_hh, bias, False)
-            packed = self._plan = _Packed(plan, (weight_ih, weight_hh))
-        return packed
+            self._plan = plan
+        return plan
 
     def _allocate(self, rows: int, sizes: Mapping[str, int]) -> dict[str, Array]:
         """Arrays (rows, size · H) by name, in one block, whose memory may have been used before."""
@@ -459,13 +492,6 @@ class Fused:
         if per_step >= 2 * SHARED_STEP_PRODUCTS:
             return True, min(n_threads, per_step // SHARED_STEP_PRODUCTS)
         return False, max(1, min(n_threads, n_rows // FEW_ROWS))
-
-
-class _Packed(NamedTuple):
-    """Packed weights, and the values of weight_ih and weight_hh, which nobody changes."""
-
-    plan: kernels.Plan
-    weights: tuple[Array, Array]
 
 
 class _Quick(NamedTuple):

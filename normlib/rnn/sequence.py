@@ -130,12 +130,13 @@ class Schedule:
         return last
 
     def before(
-        self, rows: Array, initial: Array, first: int, stop: int
+        self, rows: Array, initial: Array, first: int, stop: int, since: int = 0
     ) -> Iterator[tuple[slice, Array]]:
         """Yield, for the packed rows of steps ``first`` to ``stop``, what preceded them.
 
         Each time it is a slice of these rows, and the rows that came before them in their
-        sequences, contiguous: of packed ``rows``, or of ``initial``, (N, H) in running order.
+        sequences, contiguous: of packed ``rows``, which begin with step ``since``, or of
+        ``initial``, (N, H) in running order.
         """
         counts, starts = self.counts, self.starts
         step = first
@@ -148,6 +149,6 @@ class Schedule:
                 # Where no sequence ends in between, many steps are one piece.
                 while end < stop and count == counts[step - 1] == counts[end]:
                     end += 1
-                previous = rows[starts[step - 1] :][: (end - step) * count]
+                previous = rows[starts[step - 1] - starts[since] :][: (end - step) * count]
             yield slice(place, place + (end - step) * count), previous
             step = end
