@@ -36,8 +36,8 @@ plain GRU still reaches the loss in less time: what a normalizer costs at every 
 Batch norm's test error is far above what its training loss suggests: its running statistics fail.
 Some pixels are empty in nearly every image, so that in most batches the variance at that step is
 near zero, and an image with ink there is amplified by very different factors in training and in
-inference. One run of the LSTM read 70 % of the test images wrong by running statistics, 19 % by
-those of the test images themselves; with eps = 1e-3 instead of 1e-5 it was 38 % and 14 %.
+inference. In an earlier run, an LSTM read 70 % of the test images wrong by running statistics, 19 %
+by those of the test images themselves; with eps = 1e-3 instead of 1e-5 it was 38 % and 14 %.
 
 The pictures show something else: before training, with one value a step, the gradient at the very
 first steps explodes with layer norm: images begin with empty pixels, so input, state and biases are
