@@ -56,7 +56,7 @@ class Layer:
         return self.forward(x)[0]
 
     def forward(self, x: Array) -> tuple[Array, Any]:
-        """Compute for training."""
+        """Compute for training; each layer defines it."""
         raise NotImplementedError
 
 
