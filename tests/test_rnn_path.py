@@ -162,6 +162,20 @@ def test_a_gain_may_be_any_array(replace):
     assert_same_bits(results[0][:3], results[1][:3])
 
 
+def test_a_gain_of_another_dtype_gives_the_same_bits_at_inference():
+    rng = np.random.default_rng(0)
+    x = draw(rng, np.float32, 3, 2, 5)
+    gain = rng.standard_normal(7)
+    results = []
+    for may_fuse in (True, False):
+        rnn = normlib.RNN(5, 7, cell="rnn", norm="batch", rng=0)
+        rnn._directions[0].may_fuse = may_fuse
+        rnn.normalizers["norm_a_l0"].parameters["gain"] = gain
+        results.append(rnn(x)[0])
+        assert rnn.path.inference == ("fused" if may_fuse else "stepwise")
+    assert_same_bits(results[:1], results[1:])
+
+
 @pytest.mark.parametrize("shape", [(8,), (1, 7), (3, 7), (0, 7), (7, 1), (0,), ()])
 def test_a_gain_of_another_shape_is_refused(shape):
     for may_fuse in (True, False):

@@ -102,6 +102,21 @@ class TakesNoKeywords(normlib.LayerNorm):
         super().__init__(features)
 
 
+class ForgetsCache(normlib.LayerNorm):
+    def forward(self, x, *, step=0, mask=None):
+        return super().forward(x, step=step, mask=mask)[0]
+
+
+class ForgetsGradients(normlib.LayerNorm):
+    def backward(self, dy, cache):
+        return list(super().backward(dy, cache))
+
+
+class ForgetsFrozenCache(normlib.BatchNorm):
+    def forward_frozen(self, x, *, step=0):
+        return self(x, step=step)
+
+
 class PromotesToFloat64(normlib.LayerNorm):
     def forward(self, x, *, step=0, mask=None):
         y, cache = super().forward(x, step=step, mask=mask)
@@ -394,6 +409,13 @@ BROKEN = [
     ("interface", AlwaysHasBias, r"with bias=False there must be no parameters\['bias'\]"),
     ("interface", TakesNoKeywords, "must accept features and the keywords gain, bias, eps"),
     ("interface", lambda features, **config: features, "must return a Normalizer; got 8"),
+    (
+        "interface",
+        ForgetsCache,
+        r"forward of .* must return .* \(y, cache\); got ndarray",
+    ),
+    ("interface", ForgetsGradients, r"backward of .* must return .* \(dx, grads\); got list of 2"),
+    ("interface", ForgetsFrozenCache, r"forward_frozen of .* must return .* \(y, cache\)"),
     ("shapes_and_dtypes", PromotesToFloat64, "forward of a float32 .* got float64"),
     ("shapes_and_dtypes", IgnoresOut, "with out=a new array must return out"),
     ("shapes_and_dtypes", ReturnsItsInput, "must return memory of its own"),

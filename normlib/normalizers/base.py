@@ -39,7 +39,7 @@ from normlib.arrays import (
     check_out,
     required_like,
 )
-from normlib.errors import ParameterError, ShapeError
+from normlib.errors import ParameterError, PluginError, ShapeError
 from normlib.normalizers.rows import RowFunctions
 from normlib.normalizers.state import Stateful
 
@@ -52,6 +52,21 @@ CacheT = TypeVar("CacheT")
 ROW_METHODS = frozenset(
     ("__call__", "forward", "forward_frozen", "backward", "affine", "affine_backward")
 )
+
+
+def as_pair(result: object, method: str, owner: str, parts: str) -> tuple[Any, Any]:
+    """Return what a method of a normalizer returned; PluginError unless it is a tuple of two."""
+    if isinstance(result, tuple) and len(result) == 2:
+        return result
+    got = type(result).__name__
+    if isinstance(result, np.ndarray):
+        got += f" of shape {result.shape}"
+    elif isinstance(result, tuple | list):
+        got += f" of {len(result)}"
+    raise PluginError(
+        f"{method} of {owner} must return a tuple of two, ({parts}); got {got}. "
+        f"End it with: return {parts}"
+    )
 
 
 class Normalizer(Stateful, abc.ABC):
@@ -158,13 +173,15 @@ class Normalizer(Stateful, abc.ABC):
             If `x` is not of floats, or `out` has another dtype than the normalizer.
         ParameterError
             If `step` is not an integer of at least 0.
+        PluginError
+            If ``forward`` does not return a pair (a ``ValueError``).
         """
         if not self.per_sample:
             raise NotImplementedError(
                 f"{type(self).__name__} has per_sample = False and must define __call__, "
                 "because forward would normalize by the batch and change its statistics"
             )
-        y, _ = self.forward(x, step=step)
+        y, _ = as_pair(self.forward(x, step=step), "forward", type(self).__name__, "y, cache")
         return self.write_out(y, out)
 
     @abc.abstractmethod
@@ -273,6 +290,12 @@ class Normalizer(Stateful, abc.ABC):
         """
         return None
 
+    def _row_parameters(self, *names: str) -> tuple[Array | None, ...]:
+        """Return parameters of shape (F,) as `row_functions` offers them; refuse what is not."""
+        for name in names:
+            self._parameter(name)
+        return tuple(self.parameters.get(name) for name in names)
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for base in cls.__mro__:
@@ -336,11 +359,11 @@ class Normalizer(Stateful, abc.ABC):
         xhat : ndarray, shape (..., F)
             The normalized values.
         """
-        gain = self.parameters.get("gain")
+        gain, bias = self._parameter("gain"), self._parameter("bias")
         with np.errstate(all="ignore"):  # NaN and Inf are as silent as in compiled normalizers
             y = xhat.copy() if gain is None else xhat * gain
-            if "bias" in self.parameters:
-                y += self.parameters["bias"]
+            if bias is not None:
+                y += bias
         return y
 
     def affine_backward(self, dy: npt.ArrayLike, xhat: Array) -> tuple[Array, dict[str, Array]]:
@@ -372,7 +395,7 @@ class Normalizer(Stateful, abc.ABC):
         """
         dy = self.check_gradient(dy, xhat.shape)
         rows = tuple(range(dy.ndim - 1))
-        gain = self.parameters.get("gain")
+        gain = self._parameter("gain")
         sums: dict[str, Any] = {}
         with np.errstate(all="ignore"):
             if gain is not None:
@@ -381,6 +404,13 @@ class Normalizer(Stateful, abc.ABC):
                 sums["bias"] = np.sum(dy, axis=rows, dtype=np.float64)
             dxhat = dy.copy() if gain is None else dy * gain
         return dxhat, {key: as_dtype(total, self.dtype) for key, total in sums.items()}
+
+    def _gradients(self, dgain: Array | None, dbias: Array) -> dict[str, Array]:
+        """Name what the backward functions of arrays return; dbias counts if there is a bias."""
+        grads = {} if dgain is None else {"gain": dgain}
+        if "bias" in self.parameters:
+            grads["bias"] = dbias
+        return grads
 
     def check_gradient(self, dy: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
         """Check the gradient of an output of that shape; return it as `check_input` does.

@@ -203,10 +203,7 @@ class BatchNorm(Normalizer):
                 return as_dtype(dxhat * rstd, self.dtype), grads
         gain = self.parameters.get("gain")
         dx, dgain, dbias = batch_norm_backward(dy, x, mean, var, gain, eps=self.eps, mask=mask)
-        grads = {} if dgain is None else {"gain": dgain}
-        if "bias" in self.parameters:
-            grads["bias"] = dbias
-        return dx, grads
+        return dx, self._gradients(dgain, dbias)
 
     def population_twin(self) -> Self:
         """Return a twin whose ``forward`` takes the plain average over all rows.
@@ -232,7 +229,10 @@ class BatchNorm(Normalizer):
             return last[2]
         # Copies first: another thread may change the values meanwhile, and then these do not fit.
         mean, var = self.running_mean.copy(), self.running_var.copy()
-        gain, bias = (None if array is None else array.copy() for array in made_of[2:])
+        gain, bias = (
+            None if array is None else array.copy()
+            for array in (self._parameter("gain"), self._parameter("bias"))
+        )
         rows = self._infer_rows(mean, var, gain, bias)
         self._kept.last = None if rows is None else ((mean, var, gain, bias), self.eps, rows)
         return rows

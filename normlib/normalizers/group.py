@@ -126,17 +126,14 @@ class GroupNorm(Normalizer):
         dx, dgain, dbias = group_norm_backward(
             dy.reshape(rows.shape), rows, self.groups, mean, rstd, gain
         )
-        grads = {} if dgain is None else {"gain": dgain}
-        if "bias" in self.parameters:
-            grads["bias"] = dbias
-        return dx.reshape(x.shape), grads
+        return dx.reshape(x.shape), self._gradients(dgain, dbias)
 
     def row_functions(self, *, training: bool) -> RowFunctions:
         groups = np.array([self.groups], self.dtype)
         return RowFunctions(
             low_level(kernel.row_function, self.dtype),
             low_level(backward_kernel.row_function, self.dtype),
-            (self.parameters.get("gain"), self.parameters.get("bias"), groups),
+            (*self._row_parameters("gain", "bias"), groups),
             ("gain", "bias", None),
             cache_size=2 * self.groups if training else 0,
         )

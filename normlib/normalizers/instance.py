@@ -110,17 +110,14 @@ class InstanceNorm(Normalizer):
         dy = self.check_gradient(dy, x.shape)
         gain = self.parameters.get("gain")
         dx, dgain, dbias = instance_norm_backward(dy, x, mean, rstd, gain, channel_axis=-1)
-        grads = {} if dgain is None else {"gain": dgain}
-        if "bias" in self.parameters:
-            grads["bias"] = dbias
-        return dx, grads
+        return dx, self._gradients(dgain, dbias)
 
     def row_functions(self, *, training: bool) -> RowFunctions:
         # A row has one value per channel.
         return RowFunctions(
             low_level(kernel.affine_function, self.dtype),
             low_level(backward_kernel.affine_function, self.dtype),
-            (self.parameters.get("gain"), self.parameters.get("bias")),
+            self._row_parameters("gain", "bias"),
             ("gain", "bias"),
         )
 

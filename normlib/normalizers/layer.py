@@ -96,16 +96,13 @@ class LayerNorm(Normalizer):
         x, mean, rstd = self.check_cache(cache, _Cache)
         dy = self.check_gradient(dy, x.shape)
         dx, dgain, dbias = layer_norm_backward(dy, x, mean, rstd, self.parameters.get("gain"))
-        grads = {} if dgain is None else {"gain": dgain}
-        if "bias" in self.parameters:
-            grads["bias"] = dbias
-        return dx, grads
+        return dx, self._gradients(dgain, dbias)
 
     def row_functions(self, *, training: bool) -> RowFunctions:
         return RowFunctions(
             low_level(kernel.row_function, self.dtype),
             low_level(backward_kernel.row_function, self.dtype),
-            (self.parameters.get("gain"), self.parameters.get("bias")),
+            self._row_parameters("gain", "bias"),
             ("gain", "bias"),
             cache_size=2 if training else 0,
         )

@@ -110,7 +110,7 @@ class RMSNorm(Normalizer):
         return RowFunctions(
             low_level(kernel.row_function, self.dtype),
             low_level(backward_kernel.row_function, self.dtype),
-            (self.parameters.get("gain"),),
+            self._row_parameters("gain"),
             ("gain",),
             cache_size=1 if training else 0,
         )

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from normlib.arrays import MAX_SIZE, Array, as_array, as_dtype, as_integer, check_eps
+from normlib.arrays import MAX_SIZE, Array, as_array, as_dtype, as_integer, check_eps, required_like
 from normlib.errors import DTypeError, ParameterError, ShapeError, StateError
 from normlib.normalizers.arguments import check_config
 
@@ -100,7 +100,7 @@ class Stateful:
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of all parameters and buffers, by name."""
-        return {key: array.copy() for key, array in self._state().items()}
+        return {key: np.array(array) for key, array in self._state().items()}
 
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
         """Set all parameters and buffers, in place.
@@ -175,6 +175,32 @@ class Stateful:
         """
         for key, array in self.buffers.items():
             array[...] = twin.buffers[key]
+
+    def _parameter(self, name: str) -> Array | None:
+        """Return a parameter of shape (F,) as a method computes with it; None if there is none.
+
+        Raises
+        ------
+        ShapeError, DTypeError
+            If somebody has put something else in its place.
+        """
+        if name not in self.parameters:
+            return None
+        array = self.parameters[name]
+        shape = (self.features,)
+        if type(array) is np.ndarray and array.dtype is self.dtype and array.shape == shape:
+            return array
+        try:
+            return required_like(array, name, shape, self.dtype, "the features")
+        except (ShapeError, DTypeError) as error:
+            got = getattr(array, "dtype", type(array).__name__)
+            if isinstance(array, np.ma.MaskedArray):
+                got = f"masked {got}"
+            raise type(error)(
+                f"parameters[{name!r}] must be a plain array of floats of shape {shape}; got "
+                f"{got} of shape {np.shape(array)}. Write values into the array that was there, as "
+                f"in parameters[{name!r}][...] = 1, or put one of that shape and {self.dtype} there"
+            ) from None
 
     def _state(self) -> dict[str, Array]:
         return {**self.parameters, **self.buffers}

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from normlib.arrays import Array
+from normlib.errors import PluginError
+from normlib.normalizers.base import as_pair
 from normlib.testing.subject import Subject, close, describe, expect, expect_raises, fail, same_bits
 
 
 def check_interface(subject: Subject) -> None:
-    """The factory makes a normalizer of the size and dtype asked for, with the parameters asked."""
+    """The factory makes what it is asked for: size, dtype, parameters; methods return pairs."""
     for dtype, gain, bias in itertools.product(
         ("float32", "float64"), (True, False), (True, False)
     ):
@@ -43,6 +45,20 @@ def check_interface(subject: Subject) -> None:
                 f"with {key}=False there must be no parameters[{key!r}]; pass {key} on to "
                 "super().__init__",
             )
+    _expect_pairs(subject)
+
+
+def _expect_pairs(subject: Subject) -> None:
+    norm, x = subject.new(), subject.rows(6)
+    kind = type(norm).__name__
+    try:
+        for method in ("forward", "forward_frozen"):
+            _, cache = as_pair(getattr(norm, method)(x), method, kind, "y, cache")
+            as_pair(norm.backward(x, cache), "backward", kind, "dx, grads")
+    except PluginError as error:
+        fail(str(error))
+    except Exception:
+        return  # other checks say what was asked, and where it came up
 
 
 def check_shapes_and_dtypes(subject: Subject) -> None:
