@@ -519,6 +519,15 @@ def test_a_mistake_of_the_normalizer_is_located():
         check_normalizer(KnowsTwoSteps)
 
 
+def test_a_normalizer_that_exits_fails():
+    class Exits(normlib.LayerNorm):
+        def forward(self, x, *, step=0, mask=None):
+            raise SystemExit("no licence")
+
+    with pytest.raises(ConformanceError, match=r"SystemExit: no licence \(test_testing.py, line"):
+        check_normalizer(Exits)
+
+
 def test_nothing_else_runs_when_the_interface_is_wrong():
     with pytest.raises(ConformanceError, match="cannot run before interface passes") as caught:
         check_normalizer(TakesNoKeywords)

@@ -124,7 +124,7 @@ def check_normalizer(
             check(subject)
         except RuleError as error:
             failures[name] = str(error)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failures[name] = describe(error)
         if "interface" in failures:
             break

@@ -60,7 +60,7 @@ def expect_raises(error: type[Exception], call: Callable[[], object], what: str)
     fail(f"{what} must raise {error.__name__}; it was accepted")
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """Name the error and the innermost line, NumPy's own aside, where it came up."""
     frames = traceback.extract_tb(error.__traceback__)
     frame = [frame for frame in frames if "numpy" not in Path(frame.filename).parts][-1]
