@@ -54,7 +54,7 @@ def test_what_numpy_cannot_see_is_refused():
 
 
 def test_torch_tensors(rng):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="takes PyTorch's tensors")
     x = rng.standard_normal((6, 8)).astype(np.float32)
     tensor = torch.from_numpy(x)
     assert np.shares_memory(as_float(tensor, "x"), x)
@@ -76,8 +76,8 @@ def test_torch_tensors(rng):
 
 
 def test_torch_bfloat16(rng):
-    torch = pytest.importorskip("torch")
-    ml_dtypes = pytest.importorskip("ml_dtypes")
+    torch = pytest.importorskip("torch", reason="takes PyTorch's tensors")
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="has the type bfloat16")
     tensor = torch.from_numpy(rng.standard_normal((6, 8)).astype(np.float32)).bfloat16()
     seen = as_float(tensor, "x", half=True)
     assert seen.dtype == ml_dtypes.bfloat16
@@ -88,7 +88,7 @@ def test_torch_bfloat16(rng):
 
 
 def test_jax_arrays(rng):
-    jnp = pytest.importorskip("jax.numpy")
+    jnp = pytest.importorskip("jax.numpy", reason="takes JAX's arrays")
     x = jnp.asarray(rng.standard_normal((6, 8)).astype(np.float32))
     assert np.shares_memory(as_float(x, "x"), np.asarray(x))
     np.testing.assert_array_equal(normlib.layer_norm(x), normlib.layer_norm(np.asarray(x)))

@@ -73,7 +73,10 @@ def forward_cases(size, rng):
     """Kernel, its oracle, inputs and the widths of outputs, in the kernel's order."""
     wide = {n: lambda n=n: normal(rng, ROWS, n * size) for n in (1, 2, 3, 4)}
     bias = {n: lambda n=n: normal(rng, n * size) for n in (1, 3, 4)}
-    gates = lambda n: sigmoid(wide[n]())  # noqa: E731
+
+    def gates(n):
+        return sigmoid(wide[n]())
+
     return [
         ("lstm_gates_forward", lstm_gates_forward,
          [wide[4](), wide[4](), bias[4](), wide[1]()], {"gates": 4, "c_out": 1}),
@@ -267,7 +270,10 @@ def test_backward_kernels_in_float32(level):
     kernels = _kernels.load("cells", level)
     rng = np.random.default_rng(0)
     size = 19
-    unit = lambda n: rng.uniform(0, 1, (ROWS, n * size))  # noqa: E731
+
+    def unit(n):
+        return rng.uniform(0, 1, (ROWS, n * size))
+
     cases = [
         ("lstm_output_backward", [unit(1), unit(4), unit(1)], (1, 4)),
         ("lstm_gates_backward", [unit(1), unit(1), unit(4), unit(1)], (4, 1)),

@@ -9,7 +9,7 @@ from normlib.errors import DTypeError, ParameterError, ShapeError
 from normlib.functional.half import rounded, widen
 from reference import layer_norm, rms_norm
 
-ml_dtypes = pytest.importorskip("ml_dtypes")
+ml_dtypes = pytest.importorskip("ml_dtypes", reason="has the type bfloat16")
 HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 ids = pytest.mark.parametrize("dtype", HALVES, ids=str)
 

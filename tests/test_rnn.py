@@ -230,7 +230,10 @@ def test_a_shorter_row_is_that_row_alone(cell, norm):
     dx, dstate, grads = rnn.backward(dy, cache, dfinal)
     sums = {name: np.zeros_like(array) for name, array in grads.items()}
     for row, length in enumerate(LENGTHS):
-        pick = lambda given, row=row: like(rnn, [a[:, [row]] for a in as_list(given)])  # noqa: E731
+
+        def pick(given, row=row):
+            return like(rnn, [a[:, [row]] for a in as_list(given)])
+
         alone, alone_final, alone_cache = rnn.forward(x[:length, [row]], pick(state))
         alone_dx, alone_dstate, alone_grads = rnn.backward(
             dy[:length, [row]], alone_cache, pick(dfinal)

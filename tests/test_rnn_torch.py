@@ -7,7 +7,7 @@ import pytest
 
 import normlib
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="compares with PyTorch")
 
 T, N, I, H = 7, 5, 6, 9
 LENGTHS = [4, 7, 1, 7, 3]
@@ -51,14 +51,19 @@ def as_list(state):
 def test_outputs_states_and_gradients_are_pytorchs(kind, dtype, num_layers, bidirectional, lengths):
     rnn, peer = make_pair(kind, dtype, num_layers, bidirectional)
     rng = np.random.default_rng(2)
-    draw = lambda *shape: rng.standard_normal(shape).astype(dtype)  # noqa: E731
+
+    def draw(*shape):
+        return rng.standard_normal(shape).astype(dtype)
+
+    def join(arrays):
+        return tuple(arrays) if states == 2 else arrays[0]
+
     states = 2 if kind == "lstm" else 1
     shape = (num_layers * (1 + bidirectional), N, H)
     x = draw(T, N, I)
     initial = [draw(*shape) for _ in range(states)]
     dy = draw(T, N, H * (1 + bidirectional))
     dfinal = [draw(*shape) for _ in range(states)]
-    join = lambda arrays: tuple(arrays) if states == 2 else arrays[0]  # noqa: E731
 
     tx = torch.from_numpy(x).requires_grad_()
     tinitial = [torch.from_numpy(array).requires_grad_() for array in initial]
