@@ -1,6 +1,8 @@
 """The parts of the demo: data, optimizer, training, results, pictures."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -61,6 +63,12 @@ def test_the_split_is_stratified_and_seeded():
 
 
 # ---- optimizer ------------------------------------------------------------------------------
+
+
+def test_the_optimizer_needs_no_extra():
+    extras = dict.fromkeys(("sklearn", "matplotlib", "rich", "threadpoolctl"))
+    code = f"import sys; sys.modules.update({extras}); import normlib.demo.optimizer"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_adam_takes_the_steps_worked_out_by_hand():

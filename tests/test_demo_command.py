@@ -148,7 +148,7 @@ def test_interrupted_elsewhere(monkeypatch, capsys):
     def interrupted(settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("normlib.demo.run", interrupted)
+    monkeypatch.setattr("normlib.demo.experiment.run", interrupted)
     assert main(TINY) == 130
     assert capsys.readouterr().err == "Interrupted.\n"
 

@@ -108,7 +108,7 @@ def add(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        from normlib.demo import Settings, run
+        from normlib.demo.experiment import Settings, run
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in PACKAGES:

@@ -1,5 +1,5 @@
-"""Handwritten digits, read by a recurrent network with each normalizer in turn."""
+"""Handwritten digits, read by a recurrent network with each normalizer in turn.
 
-from normlib.demo.experiment import Settings, run
-
-__all__ = ["Settings", "run"]
+`experiment` runs it, and needs the packages of ``pip install 'normlib[demo]'``; `optimizer` and
+`loss` need NumPy alone.
+"""
