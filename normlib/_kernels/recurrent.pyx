@@ -29,7 +29,7 @@ from libc.string cimport memcmp, memcpy
 
 from normlib._kernels.arrays cimport address, dim, is_plain, is_single
 from normlib._kernels.buffers cimport aligned_like
-from normlib._kernels.norm_rows cimport NormBackward, NormForward
+from normlib._kernels.norm_rows cimport NormBackward, NormForward, NormRows
 from normlib._kernels.packing cimport pack_all
 from normlib._kernels.recurrent_cells cimport (
     candidate, gru_backward, gru_candidate_backward, gru_candidate_forward, gru_forward,
@@ -116,7 +116,9 @@ cdef void forward_share(const vreal *tag, const Run *shared, int thread,
     cdef Py_ssize_t t, s, end, n
     cdef int k
     mine.scratch = shared.scratch + thread * shared.scratch_bytes
-    if mine.gates.data == NULL:
+    if mine.gates.data == NULL and mine.kind == LSTM:
+        mine.gates = mine.inputs    # a row's own, until its output is made
+    elif mine.gates.data == NULL:
         mine.gates.data = scratch_of(run, 0)
     if mine.extra.data == NULL:
         mine.extra.data = scratch_of(run, 13)
@@ -251,7 +253,10 @@ cdef void *function_of(object low_level) except? NULL:
 cdef int set_norm(Norm *norm, object site, bint training) except -1:
     """Read the tuple that ``Plan.forward`` describes."""
     cdef int k
-    forward, backward, features, parameters, eps, cache_size, cache = site
+    forward, backward, rows, features, parameters, eps, cache_size, cache = site
+    norm.rows = NULL
+    if rows is not None and not training:
+        norm.rows = <NormRows>PyCapsule_GetPointer(rows, NULL)
     norm.forward = <NormForward>function_of(forward)
     norm.backward = <NormBackward>function_of(backward) if training else NULL
     norm.features = features
@@ -375,10 +380,10 @@ cdef class Plan:
         and c_initial are (N, H). scratch is (threads, 14 H and, for inference, the bytes of a row's
         largest cache), each thread's at a multiple of 8 bytes.
 
-        A site is (forward, backward, features, parameters, eps, cache size, cache), of row
-        functions that `check_rows` let pass: two of scipy's LowLevelCallable, or None; arrays
-        (features,) or (steps, features) or None; and for training float64 (total, cache size), or
-        None where that is 0.
+        A site is (forward, backward, rows, features, parameters, eps, cache size, cache), of row
+        functions that `check_rows` let pass: two of scipy's LowLevelCallable, or None; a capsule of
+        a NormRows, or None; arrays (features,) or (steps, features) or None; and for training
+        float64 (total, cache size), or None where that is 0.
         """
         cdef Run run
         cdef Extent extent = EVERY_STEP if training else ONE_STEP

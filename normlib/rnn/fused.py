@@ -561,6 +561,7 @@ def _describe(
         (
             rows_of.forward,
             rows_of.backward,
+            getattr(rows_of.forward, "rows", None),
             normalizers[name].features,
             rows_of.parameters,
             normalizers[name].eps,
