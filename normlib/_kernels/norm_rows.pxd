@@ -32,6 +32,17 @@ ctypedef void (*NormForward)(
     double *cache,              # OUT (cache_size,); NULL if that is 0
 ) noexcept nogil
 
+# The same for a few rows that follow each other, with the same bits; y may be x. One of normlib's
+# own functions may have this beside it.
+ctypedef void (*NormRows)(
+    const void *x,              # IN  (n_rows, features) of T
+    void *y,                    # OUT (n_rows, features) of T
+    Py_ssize_t n_rows,          # at most 8
+    Py_ssize_t features,
+    const void **parameters,    # IN  as NormForward has them
+    double eps,
+) noexcept nogil
+
 # dx; and the gradient of each parameter is added to gradients, in double.
 ctypedef void (*NormBackward)(
     const void *dy,             # IN  (features,) of T
@@ -50,6 +61,11 @@ cdef inline object forward_capsule(NormForward single, NormForward double, bint 
     if is_single:
         return PyCapsule_New(<void *>single, FORWARD_FLOAT, NULL)
     return PyCapsule_New(<void *>double, FORWARD_DOUBLE, NULL)
+
+
+cdef inline object rows_capsule(NormRows single, NormRows double, bint is_single):
+    """A capsule of one of the two."""
+    return PyCapsule_New(<void *>(single if is_single else double), NULL, NULL)
 
 
 cdef inline object backward_capsule(NormBackward single, NormBackward double, bint is_single):

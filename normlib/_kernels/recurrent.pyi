@@ -26,7 +26,9 @@ class Plan:
         bias: Array,
         backward: bool,
     ) -> None: ...
-    def fits(self, weight_ih: Array, weight_hh: Array, bias_ih: Array, bias_hh: Array) -> bool: ...
+    def fits(
+        self, weight_ih: Array, weight_hh: Array, bias_ih: Array, bias_hh: Array, n_threads: int
+    ) -> bool: ...
     def forward(
         self,
         x: Array,

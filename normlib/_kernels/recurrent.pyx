@@ -24,12 +24,12 @@ import numpy as np
 
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
-from cython.parallel cimport parallel, threadid
+from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memcmp, memcpy
 
 from normlib._kernels.arrays cimport address, dim, is_plain, is_single
 from normlib._kernels.buffers cimport aligned_like
-from normlib._kernels.norm_rows cimport NormBackward, NormForward
+from normlib._kernels.norm_rows cimport NormBackward, NormForward, NormRows
 from normlib._kernels.packing cimport pack_all
 from normlib._kernels.recurrent_cells cimport (
     candidate, gru_backward, gru_candidate_backward, gru_candidate_forward, gru_forward,
@@ -61,6 +61,8 @@ cdef extern from *:
 
 cdef enum:
     INPUT_ROWS = 32      # rows whose products with the input are made at once
+    COMPARED = 1 << 16   # bytes that a thread compares in one go
+    SHARED_BYTES = 1 << 19                  # of an array whose comparison is worth more threads
 
 KINDS = {"lstm": LSTM, "gru": GRU, "classic gru": CLASSIC_GRU, "tanh": TANH, "relu": RELU}
 
@@ -116,7 +118,9 @@ cdef void forward_share(const vreal *tag, const Run *shared, int thread,
     cdef Py_ssize_t t, s, end, n
     cdef int k
     mine.scratch = shared.scratch + thread * shared.scratch_bytes
-    if mine.gates.data == NULL:
+    if mine.gates.data == NULL and mine.kind == LSTM:
+        mine.gates = mine.inputs    # a row's own, until its output is made
+    elif mine.gates.data == NULL:
         mine.gates.data = scratch_of(run, 0)
     if mine.extra.data == NULL:
         mine.extra.data = scratch_of(run, 13)
@@ -251,7 +255,10 @@ cdef void *function_of(object low_level) except? NULL:
 cdef int set_norm(Norm *norm, object site, bint training) except -1:
     """Read the tuple that ``Plan.forward`` describes."""
     cdef int k
-    forward, backward, features, parameters, eps, cache_size, cache = site
+    forward, backward, rows, features, parameters, eps, cache_size, cache = site
+    norm.rows = NULL
+    if rows is not None and not training:
+        norm.rows = <NormRows>PyCapsule_GetPointer(rows, NULL)
     norm.forward = <NormForward>function_of(forward)
     norm.backward = <NormBackward>function_of(backward) if training else NULL
     norm.features = features
@@ -296,11 +303,31 @@ cdef object pack(object weight, Weight *packed, Py_ssize_t first, Py_ssize_t sto
     return memory
 
 
-cdef bint same(object a, object b) noexcept:
+cdef bint same_parts(const char *a, const char *b, Py_ssize_t n_bytes,
+                     int n_threads) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef int differ = 0
+    for i in prange((n_bytes + COMPARED - 1) // COMPARED, schedule="static", num_threads=n_threads):
+        differ |= memcmp(a + i * COMPARED, b + i * COMPARED,
+                         min(COMPARED, n_bytes - i * COMPARED)) != 0
+    return differ == 0
+
+
+cdef bint same(object a, object b, int n_threads) noexcept:
     """Whether plain arrays have the same type, size and bits."""
-    return (is_plain(a) and cnp.PyArray_TYPE(a) == cnp.PyArray_TYPE(b)
-            and cnp.PyArray_NBYTES(a) == cnp.PyArray_NBYTES(b)
-            and memcmp(cnp.PyArray_DATA(a), cnp.PyArray_DATA(b), cnp.PyArray_NBYTES(a)) == 0)
+    cdef const char *a_data
+    cdef const char *b_data
+    cdef Py_ssize_t n_bytes
+    if not (is_plain(a) and cnp.PyArray_TYPE(a) == cnp.PyArray_TYPE(b)
+            and cnp.PyArray_NBYTES(a) == cnp.PyArray_NBYTES(b)):
+        return False
+    a_data = <const char *>cnp.PyArray_DATA(a)
+    b_data = <const char *>cnp.PyArray_DATA(b)
+    n_bytes = cnp.PyArray_NBYTES(a)
+    if n_threads == 1 or n_bytes < SHARED_BYTES:
+        return memcmp(a_data, b_data, n_bytes) == 0
+    with nogil:
+        return same_parts(a_data, b_data, n_bytes, n_threads)
 
 
 cdef class Plan:
@@ -336,10 +363,11 @@ cdef class Plan:
         self.weights = (weight_ih, weight_hh)
         self.biases = (bias_ih, bias_hh)
 
-    def fits(self, weight_ih, weight_hh, bias_ih, bias_hh):
+    def fits(self, weight_ih, weight_hh, bias_ih, bias_hh, int n_threads):
         """Whether it was made of these values."""
-        return (same(bias_ih, self.biases[0]) and same(bias_hh, self.biases[1])
-                and same(weight_hh, self.weights[1]) and same(weight_ih, self.weights[0]))
+        return (same(bias_ih, self.biases[0], 1) and same(bias_hh, self.biases[1], 1)
+                and same(weight_hh, self.weights[1], n_threads)
+                and same(weight_ih, self.weights[0], n_threads))
 
     cdef int start(self, Run *run, starts, counts, Py_ssize_t n_rows, Py_ssize_t first,
                    Py_ssize_t stop, Py_ssize_t first_step, tuple sites, bint training,
@@ -375,10 +403,10 @@ cdef class Plan:
         and c_initial are (N, H). scratch is (threads, 14 H and, for inference, the bytes of a row's
         largest cache), each thread's at a multiple of 8 bytes.
 
-        A site is (forward, backward, features, parameters, eps, cache size, cache), of row
-        functions that `check_rows` let pass: two of scipy's LowLevelCallable, or None; arrays
-        (features,) or (steps, features) or None; and for training float64 (total, cache size), or
-        None where that is 0.
+        A site is (forward, backward, rows, features, parameters, eps, cache size, cache), of row
+        functions that `check_rows` let pass: two of scipy's LowLevelCallable, or None; a capsule of
+        a NormRows, or None; arrays (features,) or (steps, features) or None; and for training
+        float64 (total, cache size), or None where that is 0.
         """
         cdef Run run
         cdef Extent extent = EVERY_STEP if training else ONE_STEP

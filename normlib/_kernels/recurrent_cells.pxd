@@ -4,7 +4,8 @@ Each function takes the rows first to stop of step t: it normalizes their produc
 of these, and calls what the cell does to a row (cell_rows.pxd).
 
 Scratch, in multiples of H elements: 0 to 4 gates, 4 to 8 and 8 to 12 normalized products (or their
-gradients), 12 and 13 one H each, where the Slabs' rows are none of these.
+gradients; or 4 to 8 the normalized c of a few rows), 12 and 13 one H each, where the Slabs' rows
+are none of these.
 """
 from normlib._kernels.cell_rows cimport (
     MAX_ARRAYS, gru_backward_row, gru_candidate_backward_row, gru_candidate_forward_row,
@@ -13,9 +14,12 @@ from normlib._kernels.cell_rows cimport (
     relu_forward_row, tanh_backward_row, tanh_forward_row,
 )
 from normlib._kernels.recurrent_run cimport (
-    RELU, Run, denormalize, normalize, row_before, row_of, scratch_of,
+    RELU, Run, denormalize, normalize, normalize_rows, row_before, row_of, scratch_of,
 )
 from normlib._kernels.vec cimport at, at_out, lanes, vadd_to, vget, vput, vreal
+
+cdef enum:
+    FEW = 4              # rows whose normalizers run together: 4 H of scratch hold their c
 
 
 cdef inline void add_row(const vreal *row, double *sums, Py_ssize_t n) noexcept nogil:
@@ -57,27 +61,46 @@ cdef inline void start_dh(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssi
 
 cdef inline void lstm_forward(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssize_t first,
                               Py_ssize_t stop) noexcept nogil:
+    """A few rows at a time, where their normalizers can take so many: in place, but for c."""
     cdef inline void *arrays[MAX_ARRAYS]
-    cdef Py_ssize_t r
-    cdef char *gates
+    cdef bint done[3]
+    cdef Py_ssize_t r, n
+    cdef Py_ssize_t start = first
+    cdef char *a_ih
+    cdef char *a_hh
     cdef char *c
-    for r in range(first, stop):
-        gates = row_of(&run.gates, run, t, r)
-        c = row_of(&run.c, run, t, r)
-        arrays[0] = normalize(&run.norms[0], run, t, r, row_of(&run.inputs, run, t, r),
-                              scratch_of(run, 4))
-        arrays[1] = normalize(&run.norms[1], run, t, r, row_of(&run.products, run, t, r),
-                              scratch_of(run, 8))
-        arrays[2] = <void *>run.bias
-        arrays[3] = row_before(&run.c, run.initial_c, run, t, r)
-        arrays[4] = gates
-        arrays[5] = c
-        lstm_gates_forward_row(<vreal **>arrays, run.size)
-        arrays[0] = gates
-        arrays[1] = normalize(&run.norms[2], run, t, r, c, scratch_of(run, 12))
-        arrays[2] = row_of(&run.extra, run, t, r)
-        arrays[3] = row_of(&run.h, run, t, r)
-        lstm_output_forward_row(<vreal **>arrays, run.size)
+    cdef char *normed_c
+    while start < stop:
+        n = min(FEW, stop - start)
+        a_ih = row_of(&run.inputs, run, t, start)
+        a_hh = row_of(&run.products, run, t, start)
+        done[0] = normalize_rows(&run.norms[0], run, t, n, a_ih, a_ih)
+        done[1] = normalize_rows(&run.norms[1], run, t, n, a_hh, a_hh)
+        for r in range(start, start + n):
+            a_ih = row_of(&run.inputs, run, t, r)
+            a_hh = row_of(&run.products, run, t, r)
+            arrays[0] = a_ih if done[0] else normalize(&run.norms[0], run, t, r, a_ih,
+                                                       scratch_of(run, 4))
+            arrays[1] = a_hh if done[1] else normalize(&run.norms[1], run, t, r, a_hh,
+                                                       scratch_of(run, 8))
+            arrays[2] = <void *>run.bias
+            arrays[3] = row_before(&run.c, run.initial_c, run, t, r)
+            arrays[4] = row_of(&run.gates, run, t, r)
+            arrays[5] = row_of(&run.c, run, t, r)
+            lstm_gates_forward_row(<vreal **>arrays, run.size)
+        normed_c = scratch_of(run, 4)
+        done[2] = normalize_rows(&run.norms[2], run, t, n, row_of(&run.c, run, t, start), normed_c)
+        for r in range(start, start + n):
+            c = row_of(&run.c, run, t, r)
+            arrays[0] = row_of(&run.gates, run, t, r)
+            if done[2]:
+                arrays[1] = normed_c + (r - start) * run.size * run.item
+            else:
+                arrays[1] = normalize(&run.norms[2], run, t, r, c, scratch_of(run, 12))
+            arrays[2] = row_of(&run.extra, run, t, r)
+            arrays[3] = row_of(&run.h, run, t, r)
+            lstm_output_forward_row(<vreal **>arrays, run.size)
+        start += n
 
 
 cdef inline void lstm_backward(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssize_t first,

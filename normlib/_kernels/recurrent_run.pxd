@@ -8,7 +8,7 @@ needed by nobody after itself, the same few bytes for all rows of a thread.
 """
 from libc.string cimport memcpy
 
-from normlib._kernels.norm_rows cimport NormBackward, NormForward
+from normlib._kernels.norm_rows cimport NormBackward, NormForward, NormRows
 
 cdef enum:
     MAX_SITES = 4
@@ -38,6 +38,7 @@ cdef struct Slab:
 cdef struct Norm:
     NormForward forward  # NULL: the identity
     NormBackward backward
+    NormRows rows        # of a few rows, in inference; or NULL
     Py_ssize_t features
     double eps
     int n_parameters
@@ -150,6 +151,17 @@ cdef inline void *normalize(const Norm *norm, const Run *run, Py_ssize_t t, Py_s
         cache = <double *>scratch_of(run, CELL_SCRATCH)
     norm.forward(x, y, norm.features, parameters, norm.eps, cache)
     return y
+
+
+cdef inline bint normalize_rows(const Norm *norm, const Run *run, Py_ssize_t t, Py_ssize_t n_rows,
+                                void *x, void *y) noexcept nogil:
+    """Normalize a few rows that follow each other; False if there is no function for it."""
+    cdef const void *parameters[MAX_PARAMETERS]
+    if norm.rows == NULL:
+        return False
+    parameters_at(norm, run.first_step + t, parameters)
+    norm.rows(x, y, n_rows, norm.features, parameters, norm.eps)
+    return True
 
 
 cdef inline void denormalize(const Norm *norm, const Run *run, Py_ssize_t t, Py_ssize_t r,

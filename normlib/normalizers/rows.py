@@ -107,7 +107,23 @@ def check_rows(owner: str, rows: RowFunctions, dtype: np.dtype[Any]) -> None:
         )
 
 
+class OwnFunction(LowLevelCallable):  # type: ignore[misc]  # scipy has no types
+    """One of normlib's own row functions.
+
+    ``rows`` is a capsule of the same for a few rows (``NormRows`` of norm_rows.pxd), or None.
+    """
+
+    rows: object | None
+
+
 @functools.cache
-def low_level(capsule: Callable[[bool], object], dtype: np.dtype[Any]) -> LowLevelCallable:
-    """Return one of normlib's own row functions, from what makes its capsule for float or not."""
-    return LowLevelCallable(capsule(dtype == np.float32))
+def low_level(
+    capsule: Callable[[bool], object],
+    dtype: np.dtype[Any],
+    rows: Callable[[bool], object] | None = None,
+) -> LowLevelCallable:
+    """Return one of normlib's own row functions, from what makes its capsules for float or not."""
+    single = dtype == np.float32
+    function = OwnFunction(capsule(single))
+    function.rows = None if rows is None else rows(single)
+    return function

@@ -428,7 +428,7 @@ class Fused:
     def _packed(self, weights: tuple[Array, Array, Array, Array]) -> kernels.Plan:
         """Return the packed weights: those of the last call if the values are still the same."""
         plan = self._plan
-        if plan is None or not plan.fits(*weights):
+        if plan is None or not plan.fits(*weights, get_num_threads()):
             # Copies: another thread may change the weights meanwhile, and then these do not fit.
             weight_ih, weight_hh, bias_ih, bias_hh = (array.copy() for array in weights)
             bias = self.cell.merge_biases(bias_ih, bias_hh)
@@ -561,6 +561,7 @@ def _describe(
         (
             rows_of.forward,
             rows_of.backward,
+            getattr(rows_of.forward, "rows", None),
             normalizers[name].features,
             rows_of.parameters,
             normalizers[name].eps,
