@@ -29,7 +29,7 @@ from normlib._kernels.changes import same_normalizers
 from normlib.arrays import as_dtype
 from normlib.normalizers.base import ROW_METHODS, Normalizer
 from normlib.normalizers.rows import RowFunctions, check_rows
-from normlib.rnn.cells import GRU, LSTM, Cell, ClassicGRU, Vanilla
+from normlib.rnn.cells import GRU, LSTM, Cell, ClassicGRU, Vanilla, add_to
 from normlib.rnn.gradients import WeightGradients
 from normlib.rnn.sequence import Schedule
 from normlib.threads import get_num_threads
@@ -368,8 +368,9 @@ class Fused:
                 n_threads,
             )
         if d_state is not None:
-            dstate[0][...] += d_state
-        totals = sums.sum(axis=0)
+            add_to(dstate[0], d_state)
+        with np.errstate(all="ignore"):
+            totals = sums.sum(axis=0)
         grads = {}
         for site_places, (name, rows_of) in zip(places[1:], functions.items(), strict=True):
             for place, key in zip(site_places, rows_of.names, strict=True):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from normlib._kernels.buffers import aligned_like
 from normlib.normalizers.base import Normalizer
 from normlib.rnn.architecture import Architecture
+from normlib.rnn.cells import add_to
 from normlib.rnn.direction import AnyCache, Direction
 from normlib.rnn.sequence import Schedule
 
@@ -133,7 +134,7 @@ class Layers:
                     tuple(schedule.sort(array[place]) for array in d_final),
                     caches[place],
                 )
-                d_input += schedule.scatter(d_rows)
+                add_to(d_input, schedule.scatter(d_rows))
                 for array, rows in zip(d_initial, d_state, strict=True):
                     schedule.unsort(rows, array[place])
                 grads.update(d_parameters)
