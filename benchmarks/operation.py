@@ -31,8 +31,12 @@ class Operation(abc.ABC):
     quick: Sequence[Shape]
     #: Whether `shapes` are measured whatever is asked for.
     fixed: bool = False
-    #: Another operation, whose peers are timed too.
+    #: Another operation, whose peers are timed too, and in one word what it is.
     beside: str = ""
+    beside_kind: str = "plain"
+    #: Whether normlib alone is timed there, instead of its peers; and the least ratio to reach.
+    beside_own: bool = False
+    beside_goal: float = 1.0
     #: The method with which a peer takes part; "": that of the operation's name.
     method: ClassVar[str] = ""
     #: What work per second is counted in, and the same of what it is compared with.

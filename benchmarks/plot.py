@@ -67,7 +67,7 @@ def _figure(results: Sequence[Result], title: str) -> Figure:
     for axes in rows:
         handles, own = axes.get_legend_handles_labels()
         labelled.update(zip(own, handles, strict=True))
-    labels = sorted(labelled, key=lambda label: (label == op.roof, label.endswith("plain")))
+    labels = sorted(labelled, key=lambda label: (label == op.roof, ", " in label))
     figure.legend(
         [labelled[label] for label in labels],
         labels,
@@ -100,9 +100,9 @@ def _draw(
             width * 0.94,
             color=COLOURS[name],
             alpha=0.4 if plain else 1,
-            label=f"{name}, plain" if plain else name,
+            label=f"{name}, {op.beside_kind}" if plain else name,
         )
-        if name != REFERENCE:
+        if name != REFERENCE or plain:
             continue
         for x, share, result in zip(left, shares, group, strict=True):
             axes.annotate(

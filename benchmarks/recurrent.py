@@ -89,6 +89,9 @@ class Recurrent(Operation):
     norm: str
     mode: str
     beside: str = ""
+    beside_kind: str = "plain"
+    beside_own: bool = False
+    beside_goal: float = 1.0
     fixed: bool = False
     goal: float = 1.0
     dtypes: Sequence[str] = ("float32",)
@@ -103,8 +106,8 @@ class Recurrent(Operation):
     tolerances: ClassVar[dict[str, float]] = {"float32": 1e-4}
 
     def fits(self, shape: Shape) -> bool:
-        """Whether it is T, N, I, H."""
-        return len(shape) == 4
+        """Whether it is T, N, I, H, with as many rows as statistics are taken of."""
+        return len(shape) == 4 and (shape[1] > 1 or (self.mode, self.norm) != ("train", "batch"))
 
     def inputs(self, shape: Shape, dtype: str, offset: int) -> RecurrentInputs:
         """Arrays are shared by the operations of a shape."""
@@ -204,19 +207,25 @@ def _operations() -> dict[str, Recurrent]:
         *(("step", "lstm", norm) for norm in ("noop", "layer")),
     ]
     choices.insert(2, ("infer", "lstm", "batch"))
+    choices.insert(choices.index(("train", "lstm", "layer")) + 1, ("train", "lstm", "batch"))
+    # Rows of a batch meet in its training, which goes step by step: how much slower is that?
     operations = {}
     for mode, cell, norm in choices:
         suffix, title, shapes, quick = modes[mode]
         plain = norm == "noop"
+        by_batch = (mode, norm) == ("train", "batch")
         operations[cell + ("" if plain else f"_{norm}") + suffix] = Recurrent(
             title=title.format(titles[norm].format(cells[cell])),
-            shapes=shapes,
+            shapes=tuple(s for s in shapes if s[1] > 1) if by_batch else shapes,
             quick=quick,
             fixed=mode == "step",
-            beside="" if plain else cell + suffix,
+            beside="" if plain else f"{cell}_layer{suffix}" if by_batch else cell + suffix,
             cell=cell,
             norm=norm,
             mode=mode,
+            beside_kind="layer-normalized" if by_batch else "plain",
+            beside_own=by_batch,
+            beside_goal=0.6 if by_batch else 1.0,
         )
     return operations
 

@@ -60,7 +60,7 @@ def tables(results: Sequence[Result]) -> Iterator[Grid]:
         ]
         roof, plain = OPS[op].roof, bool(OPS[op].beside)
         columns = ["shape", "µs", OPS[op].unit, f"of {roof}", "lead", "over"]
-        columns += ["to plain", "of"] if plain else []
+        columns += [f"to {OPS[op].beside_kind}", "of"] if plain else []
         loops = "/".join(sorted({result.loop for result in group if result.loop}))
         title = f"{OPS[op].title}, {dtype}, {_threads(threads)}"
         grid = Grid(f"{title}, {loops} loop" if loops else title, [*columns, *names])
@@ -77,7 +77,14 @@ def _row(result: Result, names: Sequence[str], plain: bool) -> list[Cell]:
         Cell("" if share is None else f"{share:.2f}"),
         _ratio(result.lead, result.goal),
         Cell(result.rival or ""),
-        *([_ratio(result.plain_lead, 1), Cell(result.plain_rival or "")] if plain else []),
+        *(
+            [
+                _ratio(result.plain_lead, result.case.operation.beside_goal),
+                Cell(result.plain_rival or ""),
+            ]
+            if plain
+            else []
+        ),
         *(
             Cell("failed", MISS) if name in result.failures else _ratio(result.ratio(name), 1)
             for name in names
@@ -88,7 +95,7 @@ def _row(result: Result, names: Sequence[str], plain: bool) -> list[Cell]:
 def _ratio(ratio: float | None, goal: float) -> Cell:
     if ratio is None:
         return Cell("")
-    style = LOSS if ratio < 1 else MISS if ratio < goal else ""
+    style = LOSS if ratio < min(1, goal) else MISS if ratio < goal else ""
     return Cell(_digits(ratio), style)
 
 

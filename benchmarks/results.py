@@ -157,13 +157,18 @@ def summarize(results: Sequence[Result]) -> list[Summary]:
             if result.lead is not None and result.rival is not None
         ]
         plain_leads = [
-            Lead(result.plain_lead, 1.0, result.case.shape, f"{result.plain_rival}, plain")
+            Lead(
+                result.plain_lead,
+                op.beside_goal,
+                result.case.shape,
+                f"{result.plain_rival}, {op.beside_kind}",
+            )
             for result in group
             if result.plain_lead is not None
         ]
         for title, some, goal in (
             (op.title, leads, op.goal),
-            (f"{op.title}, to a plain one", plain_leads, 1.0),
+            (f"{op.title}, to a {op.beside_kind} one", plain_leads, op.beside_goal),
         ):
             if some:
                 summaries.append(
@@ -174,7 +179,7 @@ def summarize(results: Sequence[Result]) -> list[Summary]:
                         mean=geometric_mean(lead.ratio for lead in some),
                         goal=goal,
                         worst=min(some, key=lambda lead: lead.ratio),
-                        losses=sum(lead.ratio < 1 for lead in some),
+                        losses=sum(lead.ratio < min(1, lead.goal) for lead in some),
                         shapes=len(some),
                     )
                 )

@@ -40,10 +40,12 @@ def measure(
     runs = _checked(case, peers, offset, failures)
     beside: dict[str, Run] = {}
     if case.beside is not None:
-        others = {name: peer for name, peer in peers.items() if name != REFERENCE}
+        own = case.operation.beside_own
+        others = {name: peer for name, peer in peers.items() if (name == REFERENCE) == own}
         wrong: dict[str, str] = {}
         beside = _checked(case.beside, others, offset, wrong)
-        failures |= {f"{name}, plain,": problem for name, problem in wrong.items()}
+        kind = case.operation.beside_kind
+        failures |= {f"{name}, {kind},": problem for name, problem in wrong.items()}
     roofs: dict[str, Run] = {}
     inputs = case.inputs(offset)
     for name, peer in peers.items():

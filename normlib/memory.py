@@ -2,7 +2,7 @@
 
 New memory is slow: the system clears each page of it at its first touch, which takes as long as
 normalizing what is on it. So memory of outputs of 128 KB and more is kept: at most 16 blocks, and
-at most 256 MB or a sixteenth of the machine's memory, whichever is less. ``NORMLIB_KEEP_MB`` sets
+at most 512 MB or a sixteenth of the machine's memory, whichever is less. ``NORMLIB_KEEP_MB`` sets
 another limit; 0 keeps nothing. Memory goes there only when no array and no view refers to it.
 """
 
@@ -34,7 +34,7 @@ def _machine() -> int:
 def _default() -> int:
     text = os.environ.get("NORMLIB_KEEP_MB", "").strip()
     if not text:
-        return min(256 * _MB, _machine() // 16)
+        return min(512 * _MB, _machine() // 16)
     if not text.isdecimal():
         raise ParameterError(f"NORMLIB_KEEP_MB must be a whole number of megabytes; got {text!r}")
     return min(int(text) * _MB, _MAX)

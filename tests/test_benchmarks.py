@@ -125,6 +125,7 @@ def test_recurrent_contestants_agree_with_the_oracle():
     assert took_part["lstm_layer"] == took_part["gru_layer"] == ({"PyTorch"}, both)
     assert took_part["lstm_batch"] == took_part["rnn_layer"] == (set(), both)
     assert took_part["gru_layer_training"] == ({"PyTorch"}, {"PyTorch"})
+    assert took_part["lstm_batch_training"] == (set(), {"normlib"})
     assert took_part["lstm_step"] == ({"PyTorch"}, set())
 
 
@@ -177,6 +178,20 @@ def test_a_ratio_is_their_time_by_ours():
     assert (measured.rival, measured.lead) == ("ONNX Runtime", 1.25)
     assert result(2.0, {"numba": 1.0}).rival == "numba"  # neither of the two is there
     assert result(2.0, {}).lead is None
+
+
+def test_training_with_batch_norm_is_compared_with_that_with_layer_norm():
+    case = Case("lstm_batch_training", (4, 3, 5, 6), "float32")
+    slow, right = (Result(case, 1, {"normlib": 2.0}, {}, beside={"normlib": s}) for s in (1, 1.4))
+    (own,) = summarize([slow, right])
+    assert (own.goal, own.worst.ratio, own.worst.goal, own.losses) == (0.6, 0.5, 0.6, 1)
+    text = markdown(Report({"CPU": "any"}, [slow, right]))
+    assert "**0.50**" in text
+    assert "**0.70**" not in text
+    assert own.title.endswith("to a layer-normalized one")
+    assert own.worst.rival == "normlib, layer-normalized"
+    assert not case.operation.fits((4, 1, 5, 6))
+    assert all(shape[1] > 1 for shape in case.operation.shapes)
 
 
 def test_speeds_are_of_the_bytes_to_move():

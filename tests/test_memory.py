@@ -181,7 +181,7 @@ def test_the_environment_sets_the_limit(text, limit, monkeypatch):
     monkeypatch.setenv("NORMLIB_KEEP_MB", text)
     memory.set_limit(None)
     if limit is None:
-        assert 0 < memory.get_limit() <= 256 * MB
+        assert 0 < memory.get_limit() <= 512 * MB
     else:
         assert memory.get_limit() == limit
 

@@ -306,6 +306,10 @@ def test_a_normalizer_that_is_not_there(path):
         ({"num_layers": 10**9}, r"weight_ih_l1, by its configuration; it is missing"),
         ({"bidirectional": True}, "weight_ih_l0_reverse, by its configuration; it is missing"),
         ({"cell": "gru"}, r"weight_ih_l0 of shape \(12, 3\)"),
+        (
+            {"norm": "batch", "norm_config": {"steps": 10**12}},
+            "running_mean of 1000000000000 time steps, as steps of its norm_config says; got none",
+        ),
     ],
 )
 def test_a_configuration_of_other_sizes_than_the_arrays(config, message, path, monkeypatch):

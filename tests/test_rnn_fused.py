@@ -189,6 +189,28 @@ def test_what_is_not_finite_stays_in_its_row(cell, norm, value, columns, share):
         assert np.isnan(actual[0][1:, 4]).any()
 
 
+@every_cell
+@most_norms
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, 1e-45])
+def test_what_is_not_finite_is_silent_in_both_loops(cell, norm, value):
+    rng = np.random.default_rng(0)
+    x = draw(rng, np.float32, 4, 3, 5)
+    x[1, 1] = value
+    dy = draw(rng, np.float32, 4, 3, 14)
+    dy[2, 0], dy[3, 2] = value, -value
+    both = [make(cell, norm, may_fuse=may, bidirectional=True) for may in (True, False)]
+    for rnn in both:
+        for suffix in ("", "_reverse"):
+            rnn.parameters["bias_ih_l0" + suffix][0] = value
+            rnn.parameters["bias_hh_l0" + suffix][0] = -value
+    with np.errstate(all="raise"):
+        (outputs, cache), (others, other_cache) = (forward(rnn, x, None, [4, 2, 3]) for rnn in both)
+        some, other = gradients(both[0], dy, cache), gradients(both[1], dy, other_cache)
+    for one, another in zip([*outputs, *some], [*others, *other], strict=True):
+        assert one.shape == another.shape
+        np.testing.assert_array_equal(np.isfinite(one), np.isfinite(another))
+
+
 def test_memory_that_was_used_before_is_not_read():
     """What is saved for backward is written first, also in blocks full of NaN."""
     rng = np.random.default_rng(0)

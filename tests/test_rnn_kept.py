@@ -11,6 +11,7 @@ import pytest
 
 import normlib
 from fused_networks import (
+    NORMS,
     assert_same_bits,
     draw,
     draw_state,
@@ -19,8 +20,10 @@ from fused_networks import (
     gradients,
     make,
     most_norms,
+    use_level,
 )
 from networks import CELLS, as_list, every_cell
+from normlib import _kernels, memory
 
 # ---- packed weights ------------------------------------------------------------------------------
 
@@ -178,16 +181,45 @@ def test_a_cache_stays_what_it_was(cell, norm):
 
 
 @pytest.mark.parametrize(
-    ("cell", "plain", "normalized"), [("lstm", 5, 15), ("gru", 5, 11), ("tanh", 1, 4)]
+    ("cell", "plain", "normalized", "without_gates"),
+    [("lstm", 5, 15, 10), ("gru", 5, 11, 7), ("classic", 4, 10, 10), ("tanh", 1, 2, 2)],
 )
-def test_what_a_cache_holds(cell, plain, normalized):
+def test_what_a_cache_holds(cell, plain, normalized, without_gates):
     """In multiples of H for each row, beside the input, the weights and the initial state."""
     x = np.zeros((6, 8, 5), np.float32)
-    for norm, expected in ((None, plain), ("layer", normalized)):
+    n_bytes = 6 * 8 * 16 * 4
+    # What is large is more than half of what is kept.
+    fits = 2 * normalized * n_bytes
+    cases = [(None, fits, plain), ("layer", fits, normalized), ("layer", fits - 1, without_gates)]
+    for norm, limit, expected in cases:
+        memory.set_limit(limit)
         rnn = normlib.RNN(5, 16, norm=norm, **CELLS[cell])
         _, _, cache = rnn.forward(x)
         saved = {id(a): a.nbytes for a in cache.directions[0].saved.values() if a is not None}
-        assert sum(saved.values()) == expected * 6 * 8 * 16 * 4
+        memory.set_limit(None)
+        assert sum(saved.values()) == expected * n_bytes
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("norm", NORMS[1:])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("level", _kernels.available_levels())
+def test_gates_made_again_have_the_same_bits(cell, norm, dtype, level, share, monkeypatch):
+    use_level(monkeypatch, level)
+    rng = np.random.default_rng(0)
+    rnn = make(cell, norm, dtype=dtype, sizes=(5, 19))
+    for n_steps, n_batch, lengths in ((3, 1, None), (5, 9, [5, 2, 0, 1, 1, 4, 5, 5, 3])):
+        x, state = draw(rng, dtype, n_steps, n_batch, 5), draw_state(rnn, rng, n_batch)
+        dy, dstate = draw(rng, dtype, n_steps, n_batch, 19), draw_state(rnn, rng, n_batch)
+        share(1, False)
+        expected = gradients(rnn, dy, rnn.forward(x, state, lengths)[2], dstate)
+        memory.set_limit(0)
+        for n_threads, columns in ((1, False), (3, False), (3, True)):
+            share(n_threads, columns)
+            _, _, cache = rnn.forward(x, state, lengths)
+            assert cache.directions[0].saved["gates"] is None
+            assert_same_bits(gradients(rnn, dy, cache, dstate), expected)
+        memory.set_limit(None)
 
 
 @every_cell

@@ -48,6 +48,31 @@ def test_a_short_call(cell, norm, dtype, num_layers, n_steps, n_batch):
             assert_same_bits(as_list(final_t), as_list(final))
 
 
+@every_cell
+@pytest.mark.parametrize("norm", ["noop", "layer"])
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize(("n_steps", "n_batch"), [(1, 1), (1, 5), (4, 3)])
+def test_a_short_call_of_two_directions(cell, norm, num_layers, n_steps, n_batch):
+    rng = np.random.default_rng(0)
+    rnn = make(cell, norm, num_layers=num_layers, bidirectional=True)
+    x, state = draw(rng, np.float32, n_steps, n_batch, 5), draw_state(rnn, rng, n_batch)
+    for given in (None, state):
+        y, final = rnn._layers.run(x, given)
+        assert_same_bits([y, *as_list(final)], flat(rnn(x.tolist(), given)))
+        assert_same_bits([y, *as_list(final)], flat(rnn.forward(x, given)[:2]))
+        for one in (y, *as_list(final)):
+            assert one.flags.carray
+            assert not any(np.shares_memory(one, other) for other in (x, *as_list(state)))
+    few = np.zeros((num_layers, n_batch, 7), np.float32)
+    with pytest.raises(errors.ShapeError, match="layers · directions"):
+        rnn(x, (few, few) if cell == "lstm" else few)
+
+
+def flat(result):
+    y, final = result
+    return [y, *as_list(final)]
+
+
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 @pytest.mark.parametrize("n_steps", [1, 3])
 @pytest.mark.parametrize("num_layers", [1, 2])

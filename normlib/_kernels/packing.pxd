@@ -3,10 +3,13 @@
 Design
 ------
 Weights are (outputs, inputs) and enter a product transposed, so that the elements of a line of a
-panel are far apart: squares of vectors are transposed in registers.
+panel are far apart: squares of vectors are transposed in registers. Where they lie side by side,
+the last panel, which may be narrower, takes parts of vectors.
 """
 from normlib._kernels.tiles cimport PANEL, count_panels, panel_columns
-from normlib._kernels.vec cimport VF32_LANES, at, at_out, lanes, vf32, vf64, vget, vput, vreal
+from normlib._kernels.vec cimport (
+    VF32_LANES, at, at_out, lanes, vf32, vf64, vget, vload_first, vput, vreal,
+)
 
 cdef extern from "transpose.h" nogil:
     void vf32_transpose(vf32 *) noexcept
@@ -38,6 +41,12 @@ cdef inline void pack_panel(
         for k in range(K):
             for i in range(PANEL):
                 at_out(packed, k * width + i * lanes(b))[0] = at(b, k * stride_k + i * lanes(b))[0]
+        return
+    if stride_n == 1:
+        for k in range(K):
+            for i in range(PANEL):
+                at_out(packed, k * width + i * lanes(b))[0] = vload_first(
+                    at(b, k * stride_k + i * lanes(b)), n_columns - i * lanes(b))
         return
     while first < width:
         k = 0

@@ -187,7 +187,7 @@ cdef void add_depth(const vreal *a, const vreal *b, vreal *out, vreal *panels, v
         pack_rows(b, panels, K, N, stride_b, i)
     for i in prange(n_groups, schedule="static", num_threads=n_threads):
         add_group(a, panels, out,
-                  at_out(packed, threadid() * GROUP_TILES * TILE * DEPTH), K, M, N, stride_a, i)
+                  at_out(packed, threadid() * GROUP_TILES * TILE * K), K, M, N, stride_a, i)
 
 
 def add_gradient(a, b, out, int n_threads):
@@ -203,8 +203,10 @@ def add_gradient(a, b, out, int n_threads):
     cdef Py_ssize_t stride_a = cnp.PyArray_STRIDE(a, 0) // item
     cdef Py_ssize_t stride_b = cnp.PyArray_STRIDE(b, 0) // item
     cdef Py_ssize_t width = panel_columns(<vf32 *>NULL) if single else panel_columns(<vf64 *>NULL)
-    panels = np.empty((N + width - 1) // width * width * DEPTH, a.dtype)
-    packed = np.empty(n_threads * GROUP_TILES * TILE * DEPTH, a.dtype)
+    # No larger than needed: for a few rows the system would take longer to clear their pages.
+    cdef Py_ssize_t depth = min(DEPTH, K)
+    panels = np.empty((N + width - 1) // width * width * depth, a.dtype)
+    packed = np.empty(n_threads * GROUP_TILES * TILE * depth, a.dtype)
     cdef void *a_data = address(a)
     cdef void *b_data = address(b)
     cdef void *out_data = address(out)

@@ -395,9 +395,9 @@ cdef class Plan:
                 Py_ssize_t block, bint columns, int n_threads):
         """Run steps first to stop. Arrays are C-contiguous and of the plan's type.
 
-        x (total, I) and h (total, H) have every step, as have in training gates, which may be
-        inputs, c (LSTM) and extra, or None where backward will not need it; products (total, GH)
-        and inputs (total, GH) have if the flags to keep them say so, else (N, GH), and
+        x (total, I) and h (total, H) have every step, as have in training c (LSTM), gates, which
+        may be inputs, and extra, the two None where backward shall not need them; products
+        (total, GH) and inputs (total, GH) have if the flags to keep them say so, else (N, GH), and
         ``window_rows(N)`` rows. In inference gates and extra are None, but for the classical GRU's
         gates (N, 3H), and c is the state itself. reset_h (N, H) is the classical GRU's. h_initial
         and c_initial are (N, H). scratch is (threads, 14 H and, for inference, the bytes of a row's
@@ -517,12 +517,13 @@ cdef class Plan:
         """Run steps stop to first, backwards.
 
         Of every step: what ``forward`` was given, and d_output (total, H); h is None for the LSTM
-        without a normalizer. Of these steps: extra; and d_inputs and d_products (rows, GH), which
-        may be one array where every site is the identity. Of one:
-        the state's gradients dh and dc (N, H); d_state (N, H) for the GRU; d_gates (N, 2H) and
-        d_reset_h (N, H) for the classical one. gradients is float64 (blocks, all parameters);
-        places tells where in a row the bias's start, and then, for each site, those of each
-        parameter, -1 for none.
+        without a normalizer; where gates is None (LSTM and GRU), it and extra are made again of
+        inputs and products. Of these steps: extra; and d_inputs and d_products (rows, GH), which
+        may be one array where every site is the identity. Of one: the state's gradients dh and dc
+        (N, H); d_state (N, H) for the GRU; d_gates (N, 2H) and d_reset_h (N, H) for the classical
+        one. scratch is as of ``forward``. gradients is float64 (blocks, all parameters); places
+        tells where in a row the bias's start, and then, for each site, those of each parameter, -1
+        for none.
         """
         cdef Run run
         cdef int k, p

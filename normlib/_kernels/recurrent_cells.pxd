@@ -6,6 +6,9 @@ of these, and calls what the cell does to a row (cell_rows.pxd).
 Scratch, in multiples of H elements: 0 to 4 gates, 4 to 8 and 8 to 12 normalized products (or their
 gradients; or 4 to 8 the normalized c of a few rows), 12 and 13 one H each, where the Slabs' rows
 are none of these.
+
+With normalizers, training keeps the products, and not the gates: backward makes these again, by the
+same functions, in the scratch from 4 on, while the products that it reads anyway are in the cache.
 """
 from normlib._kernels.cell_rows cimport (
     MAX_ARRAYS, gru_backward_row, gru_candidate_backward_row, gru_candidate_forward_row,
@@ -14,7 +17,8 @@ from normlib._kernels.cell_rows cimport (
     relu_forward_row, tanh_backward_row, tanh_forward_row,
 )
 from normlib._kernels.recurrent_run cimport (
-    RELU, Run, denormalize, normalize, normalize_rows, row_before, row_of, scratch_of,
+    RELU, Run, denormalize, normalize, normalize_again, normalize_rows, row_before, row_of,
+    scratch_of,
 )
 from normlib._kernels.vec cimport at, at_out, lanes, vadd_to, vget, vput, vreal
 
@@ -103,6 +107,28 @@ cdef inline void lstm_forward(const vreal *tag, const Run *run, Py_ssize_t t, Py
         start += n
 
 
+cdef inline void lstm_gates_again(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssize_t r,
+                                  void **gates, void **tanh_c) noexcept nogil:
+    """The gates, and tanh of the normalized c, as forward had them."""
+    cdef inline void *arrays[MAX_ARRAYS]
+    gates[0] = scratch_of(run, 4)
+    tanh_c[0] = scratch_of(run, 9)
+    arrays[0] = normalize_again(&run.norms[0], run, t, row_of(&run.inputs, run, t, r), gates[0])
+    arrays[1] = normalize_again(&run.norms[1], run, t, row_of(&run.products, run, t, r),
+                                scratch_of(run, 8))
+    arrays[2] = <void *>run.bias
+    arrays[3] = row_before(&run.c, run.initial_c, run, t, r)
+    arrays[4] = gates[0]
+    arrays[5] = scratch_of(run, 12)
+    lstm_gates_forward_row(<vreal **>arrays, run.size)
+    arrays[0] = gates[0]
+    arrays[1] = normalize_again(&run.norms[2], run, t, row_of(&run.c, run, t, r),
+                                scratch_of(run, 8))
+    arrays[2] = tanh_c[0]
+    arrays[3] = scratch_of(run, 10)
+    lstm_output_forward_row(<vreal **>arrays, run.size)
+
+
 cdef inline void lstm_backward(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssize_t first,
                                Py_ssize_t stop) noexcept nogil:
     cdef inline void *arrays[MAX_ARRAYS]
@@ -110,6 +136,8 @@ cdef inline void lstm_backward(const vreal *tag, const Run *run, Py_ssize_t t, P
     cdef char *da
     cdef char *dc
     cdef char *dc_output
+    cdef void *gates
+    cdef void *tanh_c
     cdef char *d_inputs
     cdef char *d_normed_c = scratch_of(run, 12)
     cdef char *dh = scratch_of(run, 13)
@@ -117,20 +145,24 @@ cdef inline void lstm_backward(const vreal *tag, const Run *run, Py_ssize_t t, P
         d_inputs = row_of(&run.d_inputs, run, t, r)
         dc = row_of(&run.dc, run, t, r)
         da = d_inputs if run.norms[0].backward == NULL else scratch_of(run, 0)
+        gates = row_of(&run.gates, run, t, r)
+        tanh_c = row_of(&run.extra, run, t, r)
+        if run.gates.data == NULL:
+            lstm_gates_again(tag, run, t, r, &gates, &tanh_c)
         start_dh(tag, run, t, r, <vreal *>dh)
         arrays[0] = dh
-        arrays[1] = row_of(&run.gates, run, t, r)
-        arrays[2] = row_of(&run.extra, run, t, r)
+        arrays[1] = gates
+        arrays[2] = tanh_c
         arrays[3] = d_normed_c
         arrays[4] = da
         lstm_output_backward_row(<vreal **>arrays, run.size)
         dc_output = d_normed_c
         if run.norms[2].backward != NULL:
-            dc_output = scratch_of(run, 4)
+            dc_output = scratch_of(run, 11)
             denormalize(&run.norms[2], run, t, r, d_normed_c, row_of(&run.c, run, t, r), dc_output)
         arrays[0] = dc
-        arrays[2] = arrays[1]
         arrays[1] = dc_output
+        arrays[2] = gates
         arrays[3] = row_before(&run.c, run.initial_c, run, t, r)
         arrays[4] = da
         arrays[5] = dc
@@ -169,6 +201,27 @@ cdef inline void gru_forward(const vreal *tag, const Run *run, Py_ssize_t t, Py_
         gru_forward_row(<vreal **>arrays, run.size)
 
 
+cdef inline void gru_gates_again(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssize_t r,
+                                 void **gates, void **hidden_n) noexcept nogil:
+    """The gates, and N_hn(U_n h) + b_hn, as forward had them."""
+    cdef inline void *arrays[MAX_ARRAYS]
+    cdef char *inputs = row_of(&run.inputs, run, t, r)
+    cdef char *products = row_of(&run.products, run, t, r)
+    gates[0] = scratch_of(run, 4)
+    hidden_n[0] = scratch_of(run, 7)
+    arrays[0] = normalize_again(&run.norms[0], run, t, inputs, gates[0])
+    arrays[1] = normalize_again(&run.norms[1], run, t, products, scratch_of(run, 8))
+    arrays[2] = normalize_again(&run.norms[2], run, t, candidate(inputs, run), scratch_of(run, 6))
+    arrays[3] = normalize_again(&run.norms[3], run, t, candidate(products, run),
+                                scratch_of(run, 10))
+    arrays[4] = <void *>run.bias
+    arrays[5] = row_before(&run.h, run.initial_h, run, t, r)
+    arrays[6] = gates[0]
+    arrays[7] = hidden_n[0]
+    arrays[8] = scratch_of(run, 12)
+    gru_forward_row(<vreal **>arrays, run.size)
+
+
 cdef inline void gru_backward(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssize_t first,
                               Py_ssize_t stop) noexcept nogil:
     cdef inline void *arrays[MAX_ARRAYS]
@@ -178,18 +231,24 @@ cdef inline void gru_backward(const vreal *tag, const Run *run, Py_ssize_t t, Py
     cdef char *inputs
     cdef char *products
     cdef char *da_rz = scratch_of(run, 0)
-    cdef char *da_n = scratch_of(run, 4)
+    cdef char *da_n = scratch_of(run, 10)
     cdef char *d_hidden_n = scratch_of(run, 8)
     cdef char *dh = scratch_of(run, 13)
+    cdef void *gates
+    cdef void *hidden_n
     for r in range(first, stop):
         d_inputs = row_of(&run.d_inputs, run, t, r)
         d_products = row_of(&run.d_products, run, t, r)
         inputs = row_of(&run.inputs, run, t, r)
         products = row_of(&run.products, run, t, r)
+        gates = row_of(&run.gates, run, t, r)
+        hidden_n = row_of(&run.extra, run, t, r)
+        if run.gates.data == NULL:
+            gru_gates_again(tag, run, t, r, &gates, &hidden_n)
         start_dh(tag, run, t, r, <vreal *>dh)
         arrays[0] = dh
-        arrays[1] = row_of(&run.gates, run, t, r)
-        arrays[2] = row_of(&run.extra, run, t, r)
+        arrays[1] = gates
+        arrays[2] = hidden_n
         arrays[3] = row_before(&run.h, run.initial_h, run, t, r)
         arrays[4] = da_rz
         arrays[5] = da_n

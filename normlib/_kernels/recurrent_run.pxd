@@ -164,6 +164,20 @@ cdef inline bint normalize_rows(const Norm *norm, const Run *run, Py_ssize_t t, 
     return True
 
 
+cdef inline void *normalize_again(const Norm *norm, const Run *run, Py_ssize_t t, void *x,
+                                  void *y) noexcept nogil:
+    """As forward did in training, for backward: what it keeps is there and stays as it is."""
+    cdef const void *parameters[MAX_PARAMETERS]
+    cdef double *cache = NULL
+    if norm.forward == NULL:
+        return x
+    parameters_at(norm, run.first_step + t, parameters)
+    if norm.cache_size > 0:
+        cache = <double *>scratch_of(run, CELL_SCRATCH)
+    norm.forward(x, y, norm.features, parameters, norm.eps, cache)
+    return y
+
+
 cdef inline void denormalize(const Norm *norm, const Run *run, Py_ssize_t t, Py_ssize_t r,
                              const void *dy, const void *x, void *dx) noexcept nogil:
     """dx, which may be dy only for the identity."""

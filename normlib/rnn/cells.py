@@ -28,11 +28,17 @@ import numpy.typing as npt
 from normlib._kernels import cells as kernels
 from normlib.errors import ParameterError
 
-__all__ = ["CELLS", "GRU", "LSTM", "Cell", "ClassicGRU", "Site", "Vanilla", "create_cell"]
+__all__ = ["CELLS", "GRU", "LSTM", "Cell", "ClassicGRU", "Site", "Vanilla", "add_to", "create_cell"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Product: TypeAlias = Callable[[Array, int], Array]
 Normalize: TypeAlias = Callable[[str, Array], Array]
+
+
+def add_to(total: Array, part: npt.ArrayLike) -> None:
+    """Add in place. NaN, Inf and overflow are silent, as they are in kernels."""
+    with np.errstate(all="ignore"):
+        total += part
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,8 @@ class Cell(abc.ABC):
 
     def merge_biases(self, bias_ih: Array, bias_hh: Array) -> Array:
         """Return the biases as the kernels add them: those that always meet are one."""
-        return bias_ih + bias_hh
+        with np.errstate(all="ignore"):
+            return bias_ih + bias_hh
 
     def split_bias_gradient(self, d_bias: Array) -> tuple[Array, Array]:
         """Return the gradients of ``bias_ih`` and ``bias_hh`` from that of the merged bias."""
@@ -212,7 +219,7 @@ class Vanilla(Cell):
 
     def forward_step(self, step: ForwardStep) -> None:
         total = step.product(step.state[0], 0)
-        total += step.inputs[0]
+        add_to(total, step.inputs[0])
         a = step.normalize("norm_a", total)
         kernels.vanilla_forward(a, step.bias, step.saved["h"], self.relu, step.n_threads)
 
@@ -315,7 +322,8 @@ class GRU(Cell):
     def merge_biases(self, bias_ih: Array, bias_hh: Array) -> Array:
         """Return (b_r, b_z, b_in, b_hn), (4H,): of n, the two biases stay apart."""
         n = 2 * self.hidden_size
-        return np.concatenate((bias_ih[:n] + bias_hh[:n], bias_ih[n:], bias_hh[n:]))
+        both = super().merge_biases(bias_ih[:n], bias_hh[:n])
+        return np.concatenate((both, bias_ih[n:], bias_hh[n:]))
 
     def split_bias_gradient(self, d_bias: Array) -> tuple[Array, Array]:
         """Return the gradients of ``bias_ih`` and ``bias_hh`` from that of the merged bias."""
@@ -350,8 +358,8 @@ class GRU(Cell):
         step.d_inputs[1][...] = step.denormalize("norm_in", da_n)
         step.d_hidden[0][...] = step.denormalize("norm_hh", da_rz)
         step.d_hidden[1][...] = step.denormalize("norm_hn", d_hidden_n)
-        dh += step.product(step.d_hidden[0], 0)
-        dh += step.product(step.d_hidden[1], 1)
+        add_to(dh, step.product(step.d_hidden[0], 0))
+        add_to(dh, step.product(step.d_hidden[1], 1))
 
 
 class ClassicGRU(GRU):
@@ -377,7 +385,8 @@ class ClassicGRU(GRU):
     def hidden_inputs(self, h: Array, gates: Array | None) -> tuple[Array, ...]:
         """Return h, and h after the reset."""
         assert gates is not None
-        return h, gates[:, : self.hidden_size] * h
+        with np.errstate(all="ignore"):
+            return h, gates[:, : self.hidden_size] * h
 
     def forward_step(self, step: ForwardStep) -> None:
         (h,) = step.state
@@ -408,7 +417,7 @@ class ClassicGRU(GRU):
         kernels.add_column_sums(da_n, step.d_bias[2 * size :], step.n_threads)
         step.d_inputs[0][...] = step.denormalize("norm_ih", da_rz)
         step.d_hidden[0][...] = step.denormalize("norm_hh", da_rz)
-        dh += step.product(step.d_hidden[0], 0)
+        add_to(dh, step.product(step.d_hidden[0], 0))
 
 
 CELLS = ("rnn", "gru", "lstm")

@@ -204,6 +204,24 @@ def _read_config(path: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     return config
 
 
+def _check_steps(
+    path: str, config: Mapping[str, Any], held: Mapping[str, tuple[tuple[int, ...], str]]
+) -> None:
+    """The same of batch normalization's statistics, whose size a setting gives."""
+    settings = config.get("norm_config")
+    steps = settings.get("steps") if isinstance(settings, dict) else None
+    if config.get("norm") != "batch" or not isinstance(steps, int):
+        return
+    shapes = {name: shape for name, (shape, _) in held.items() if name.endswith(".running_mean")}
+    for name, shape in shapes.items() or {"running_mean": ()}.items():
+        if shape[:1] != (steps,):
+            raise StateError(
+                f"{path} must hold {name} of {steps} time steps, as steps of its norm_config says; "
+                f"got {f'shape {shape}' if shape else 'none'}. Save the network again, or put "
+                "right steps in the file's metadata"
+            )
+
+
 def _check_held(
     path: str, config: Mapping[str, Any], held: Mapping[str, tuple[tuple[int, ...], str]]
 ) -> None:
@@ -223,6 +241,7 @@ def _check_held(
                 f"{path} must hold {name} of shape {shape} in F32 or F64, by its configuration; "
                 f"got {held[name][0]} in {held[name][1]}"
             )
+    _check_steps(path, config, held)
     for name, (_, dtype) in held.items():
         if dtype not in DTYPES.values():
             raise StateError(f"{path} must hold only {', '.join(DTYPES)}; {name} is in {dtype}")

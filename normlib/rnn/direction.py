@@ -23,7 +23,7 @@ from normlib._kernels import product as kernels
 from normlib.normalizers.base import Normalizer
 from normlib.normalizers.rows import RowFunctions
 from normlib.rnn import fused
-from normlib.rnn.cells import BackwardStep, Cell, ForwardStep
+from normlib.rnn.cells import BackwardStep, Cell, ForwardStep, add_to
 from normlib.rnn.gradients import WeightGradients
 from normlib.rnn.sequence import Schedule
 from normlib.rnn.sites import Backward, Inference, Population, Training, freeze
@@ -260,7 +260,7 @@ class Direction:
                     state = tuple(array[:count] for array in cache.initial)
                 denormalize.step = step
                 denormalize.alike = by_batch and _alike(cache.rows[here], *state)
-                dstate[0][:count] += d_rows[here]
+                add_to(dstate[0][:count], d_rows[here])
                 cell.backward_step(
                     BackwardStep(
                         tuple(array[:count] for array in dstate),
@@ -285,7 +285,7 @@ class Direction:
         back = _Product(cell.cut(weight_ih))
         dx = back(d_inputs[0], 0)
         for block in range(1, len(d_inputs)):
-            dx += back(d_inputs[block], block)
+            add_to(dx, back(d_inputs[block], block))
         return dx, dstate, grads
 
     def __str__(self) -> str:

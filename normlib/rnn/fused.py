@@ -14,7 +14,7 @@ ends a long run after the part it is in.
 import functools
 import itertools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -29,7 +29,7 @@ from normlib._kernels.changes import same_normalizers
 from normlib.arrays import as_dtype
 from normlib.normalizers.base import ROW_METHODS, Normalizer
 from normlib.normalizers.rows import RowFunctions, check_rows
-from normlib.rnn.cells import GRU, LSTM, Cell, ClassicGRU, Vanilla
+from normlib.rnn.cells import GRU, LSTM, Cell, ClassicGRU, Vanilla, add_to
 from normlib.rnn.gradients import WeightGradients
 from normlib.rnn.sequence import Schedule
 from normlib.threads import get_num_threads
@@ -55,6 +55,9 @@ FEW_ROWS = 4
 BACKWARD_ROWS = 1024
 # Rows of all steps in a call that is checked in one go.
 SHORT_ROWS = 1024
+# What training keeps is large if it is more than this part of the memory that is kept for outputs
+# to come: the gates are then computed again, in 0.5 to 4 % of the time (docs/design/recurrent.md).
+LARGE_PART = 2
 # The number of a step past every parameter's last row, and far from the end of a C integer.
 LAST_STEP = sys.maxsize >> 1
 # Elements of a thread's scratch, as a multiple of H, beside a normalizer's cache.
@@ -105,9 +108,12 @@ def row_functions(
 class Cache:
     """What `Fused.backward` needs of `Fused.forward`; its own memory.
 
-    Of each row of a time step it holds the input, and the products with the weights and what the
-    cell saves: without a normalizer 5H numbers for the LSTM, whose states and their tanh are
-    computed again, 5H for the GRU and H for the vanilla network; with one 15H, 11H and 4H.
+    Of each row of a time step it holds the input and what backward cannot compute again without a
+    product. Without a normalizer these are 5H numbers for the LSTM, gates and c; 5H for the GRU and
+    H for the vanilla network. With one they are the products with x and with h, the states, and
+    the gates, 15H and 11H, or, where that is large, the same without the gates, which are made
+    again, 10H and 7H; of the classical GRU, whose gates are always kept, 10H; and of the vanilla
+    network 2H.
     """
 
     schedule: Schedule
@@ -264,47 +270,31 @@ class Fused:
         """Run over time for training. The cache keeps ``rows`` and ``state``."""
         total, gates = schedule.total, self.cell.gates
         plain = all(rows_of.forward is None for rows_of in functions.values())
-        sizes = {}
-        if not (self.lstm and plain):
-            sizes["h"] = 1
-        if not (self.vanilla and plain):
-            sizes["inputs"] = gates
-        if self.lstm:
-            sizes["c"] = 1
-        if not plain:
-            sizes["products"] = gates
-            if not self.vanilla:
-                sizes["gates"] = gates
-        if not self.classic and (self.gru or not plain):
-            sizes["extra"] = 1
+        sizes = self._sizes(total, plain)
         saved: dict[str, Any] = dict.fromkeys(("c", "gates", "extra"))
         saved |= self._allocate(total, sizes)
-        if plain:
-            # Nobody asks for the products again, and gates may take the place of theirs.
+        # Not kept: what nobody asks for again, such as h and tanh(c) of a plain LSTM.
+        if "products" not in sizes:
             saved["products"] = self._empty(len(state[0]), gates)
-            if self.vanilla:
-                saved["inputs"] = self._empty(kernels.window_rows(len(state[0])), gates)
-            else:
-                saved["gates"] = saved["inputs"]
-            if self.lstm:
-                # Not kept: backward computes h and tanh(c) again, two operations an element.
-                saved |= self._allocate(total, {"h": 1})
+        if "inputs" not in sizes:
+            saved["inputs"] = self._empty(kernels.window_rows(len(state[0])), gates)
+        if "h" not in sizes:
+            saved |= self._allocate(total, {"h": 1})
+        if plain and not self.vanilla:
+            saved["gates"] = saved["inputs"]  # they may take the place of the products
         caches = {
             name: np.empty((total, rows_of.cache_size)) if rows_of.cache_size else None
             for name, rows_of in functions.items()
         }
         sites = _describe(functions, normalizers, caches)
         plan = self._packed(weights)
-        self._forward(plan, rows, state, schedule, saved, sites, 0, True, plain)
+        self._forward(plan, rows, state, schedule, saved, sites, 0, True, sizes)
         final = tuple(
             schedule.last(saved[key], array)
             for key, array in zip(self.cell.carries, state, strict=True)
         )
         h = saved["h"]
-        if plain:
-            saved |= {"products": None, "inputs": None}
-            if self.lstm:
-                saved["h"] = None
+        saved |= {key: None for key in ("h", "inputs", "products") if key not in sizes}
         cache = Cache(schedule, rows, state, saved, plan.weights, plan.bias, normalizers, caches)
         return h, final, cache
 
@@ -339,7 +329,7 @@ class Fused:
         plan = kernels.Plan(self.kind, weight_ih, weight_hh, zero, zero, cache.bias, True)
         packed_ih = product_kernels.pack(weight_ih)
         columns, n_threads = self._threads(schedule, n_rows)
-        scratch = self._empty(n_threads, SCRATCH)
+        scratch = self._scratch(n_threads, sites)
         starts, counts = schedule.starts_array, schedule.counts_array
         weights = WeightGradients(cell, weight_ih, weight_hh)
         dx = np.empty((schedule.total, self.input_size), self.dtype)
@@ -378,8 +368,9 @@ class Fused:
                 n_threads,
             )
         if d_state is not None:
-            dstate[0][...] += d_state
-        totals = sums.sum(axis=0)
+            add_to(dstate[0], d_state)
+        with np.errstate(all="ignore"):
+            totals = sums.sum(axis=0)
         grads = {}
         for site_places, (name, rows_of) in zip(places[1:], functions.items(), strict=True):
             for place, key in zip(site_places, rows_of.names, strict=True):
@@ -399,7 +390,7 @@ class Fused:
         sites: tuple[Any, ...],
         step: int,
         training: bool,
-        plain: bool = False,
+        kept: Container[str] = (),
     ) -> None:
         n_rows = len(state[0])
         columns, n_threads = self._threads(schedule, n_rows)
@@ -412,9 +403,22 @@ class Fused:
                 rows, starts, counts, first, stop, step, state[0],
                 state[1] if len(state) > 1 else None, sites, saved["inputs"], saved["products"],
                 saved["gates"], saved["h"], saved["c"], saved["extra"], reset_h, scratch,
-                training, training and not plain, training and not (plain and self.vanilla), block,
-                columns, n_threads,
+                training, "products" in kept, "inputs" in kept, block, columns, n_threads,
             )  # fmt: skip
+
+    def _sizes(self, total: int, plain: bool) -> dict[str, int]:
+        """Arrays that training keeps of so many rows, and their features as a multiple of H."""
+        gates = self.cell.gates
+        extra = {} if self.classic else {"extra": 1}
+        if self.vanilla:
+            return {"h": 1} if plain else {"h": 1} | extra
+        if plain:  # the gates take the place of the products with the input
+            return {"inputs": gates} | ({"c": 1} if self.lstm else {"h": 1} | extra)
+        sizes = {"inputs": gates, "products": gates, "h": 1} | ({"c": 1} if self.lstm else {})
+        whole = sizes | {"gates": gates} | extra
+        row_bytes = sum(whole.values()) * self.cell.hidden_size * self.dtype.itemsize
+        large = total * row_bytes > buffers.get_limit() // LARGE_PART
+        return sizes if large and not self.classic else whole
 
     def _states(self, cache: Cache, first: int, stop: int, n_threads: int) -> tuple[Array, Array]:
         """Return the LSTM's h and tanh(c) of some steps, computed again as forward did."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from normlib._kernels.buffers import aligned_like
 from normlib.normalizers.base import Normalizer
 from normlib.rnn.architecture import Architecture
+from normlib.rnn.cells import add_to
 from normlib.rnn.direction import AnyCache, Direction
 from normlib.rnn.sequence import Schedule
 
@@ -133,7 +134,7 @@ class Layers:
                     tuple(schedule.sort(array[place]) for array in d_final),
                     caches[place],
                 )
-                d_input += schedule.scatter(d_rows)
+                add_to(d_input, schedule.scatter(d_rows))
                 for array, rows in zip(d_initial, d_state, strict=True):
                     schedule.unsort(rows, array[place])
                 grads.update(d_parameters)
@@ -143,26 +144,30 @@ class Layers:
     def _run_plain(
         self, run: RunPlain, x: object, state: object, *arguments: int
     ) -> tuple[Array, Any] | None:
-        if self.num_directions > 1:
-            return None
-        n_layers = len(self.directions)
-        if n_layers == 1:
+        n_states = len(self.directions)
+        if n_states == 1:
             return run(self.directions[0], x, state, *arguments)
         parts = state if type(state) is tuple else () if state is None else (state,)
         for part in parts:
-            if type(part) is not np.ndarray or part.shape[:1] != (n_layers,):
+            if type(part) is not np.ndarray or part.shape[:1] != (n_states,):
                 return None
         y: Any = x
         results: list[Any] = []
-        for place, one in enumerate(self.directions):
-            own: Any = tuple(part[place : place + 1] for part in parts)
-            if type(state) is not tuple:
-                own = own[0] if own else None
-            result = run(one, y, own, *arguments)
-            if result is None:
-                return None
-            y, final = result
-            results.append(final)
+        for first in range(0, n_states, self.num_directions):
+            outputs = []
+            for place in range(first, first + self.num_directions):
+                own: Any = tuple(part[place : place + 1] for part in parts)
+                if type(state) is not tuple:
+                    own = own[0] if own else None
+                backwards = place > first
+                if backwards:
+                    y = y[::-1].copy()
+                result = run(self.directions[place], y, own, *arguments)
+                if result is None:
+                    return None
+                outputs.append(result[0][::-1] if backwards else result[0])
+                results.append(result[1])
+            y = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=2)
         if len(self.cell.carries) == 1:
             return y, np.concatenate(results)
         return y, tuple(map(np.concatenate, zip(*results, strict=True)))

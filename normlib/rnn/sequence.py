@@ -57,14 +57,13 @@ class Schedule:
         self.n_steps = n_steps
         self.n_batch = n_batch
         self._order = None
-        if lengths is None and not reverse:
+        self._reverse = reverse
+        if lengths is None:
             steps_with_rows = n_steps if n_batch else 0
             self.total = n_steps * n_batch
             self.counts_array = np.full(steps_with_rows, n_batch, np.intp)
             self.starts_array = np.arange(steps_with_rows, dtype=np.intp) * n_batch
             return
-        if lengths is None:
-            lengths = np.full(n_batch, n_steps)
         order = np.argsort(-lengths, kind="stable")
         counts = np.count_nonzero(lengths > np.arange(n_steps)[:, np.newaxis], axis=1)
         counts = counts[counts > 0]
@@ -87,15 +86,24 @@ class Schedule:
         return self.starts_array.tolist()
 
     def gather(self, x: Array) -> Array:
-        """Return the packed rows, (total, F), of ``x``, (T, N, F); a view of it if it can be."""
+        """Return the packed rows, (total, F), of ``x``, (T, N, F); a view of it if it can be.
+
+        They are C-contiguous if ``x`` is.
+        """
+        if self._order is None and self._reverse:
+            x = x[::-1]
         rows = x.reshape(self.n_steps * self.n_batch, x.shape[2])
         return rows if self._order is None else rows.take(self._index, axis=0)
 
     def scatter(self, rows: Array) -> Array:
-        """Return ``x``, (T, N, F), with packed rows, (total, F), in their places; the rest zero."""
+        """Return ``x``, (T, N, F), with packed rows, (total, F), in their places; the rest zero.
+
+        It is a view of ``rows`` if it can be.
+        """
         shape = (self.n_steps, self.n_batch, rows.shape[1])
         if self._order is None:
-            return rows.reshape(shape)
+            x = rows.reshape(shape)
+            return x[::-1] if self._reverse else x
         x = np.zeros((self.n_steps * self.n_batch, rows.shape[1]), rows.dtype)
         x[self._index] = rows
         return x.reshape(shape)

@@ -17,6 +17,7 @@ from normlib.arrays import as_dtype
 from normlib.errors import ParameterError, PluginError
 from normlib.normalizers.base import Normalizer
 from normlib.registry import NormalizerFactory, check_arguments
+from normlib.rnn.cells import add_to
 
 __all__ = [
     "Backward",
@@ -181,10 +182,12 @@ class Backward:
                     f"backward of the normalizer at {name} must return a gradient of {key} of "
                     f"shape {total.shape} and floating-point; got {_describe(gradient)}"
                 )
-            total += gradient
+            add_to(total, gradient)
         dx = _checked(dx, dy, name, "backward")
         if self.alike and not normalizer.per_sample and len(dx) >= normalizer.min_rows:
-            return as_dtype(np.tile(dx.mean(axis=0, dtype=np.float64), (len(dx), 1)), dx.dtype)
+            with np.errstate(all="ignore"):
+                mean = dx.mean(axis=0, dtype=np.float64)
+            return as_dtype(np.tile(mean, (len(dx), 1)), dx.dtype)
         return dx
 
     def grads(self) -> dict[str, Array]:
