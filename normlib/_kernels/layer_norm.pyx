@@ -22,7 +22,7 @@ from normlib._kernels.row_groups cimport (
 )
 from normlib._kernels.rows cimport (
     GROUP, Moments, QUICK, SHORT, ScaledMoments, needs_scaling, output_moments, row_moments,
-    scaled_moments, scaled_xhat, short_group_moments, scaled_xhat, unscaled_mean, unscaled_rstd,
+    scaled_moments, scaled_xhat, short_group_moments, unscaled_mean, unscaled_rstd,
     vector_range,
 )
 from normlib._kernels.vec cimport (
