@@ -69,7 +69,7 @@ def test_threads_and_levels(use, dtype, rng):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_row_is_the_same_in_any_batch(cpu_level, n_threads, dtype, rng):
-    for features in (7, 33, 64, 100, 768, 5000):
+    for features in (7, 16, 33, 64, 100, 191, 768, 5000):
         x = rng.standard_normal((33, features)).astype(dtype)
         whole, mean, rstd = normlib.layer_norm_forward(x)
         whole_rms, rms_rstd = normlib.rms_norm_forward(x)
@@ -78,6 +78,7 @@ def test_a_row_is_the_same_in_any_batch(cpu_level, n_threads, dtype, rng):
                 rows = slice(first, first + n)
                 y, mean_n, rstd_n = normlib.layer_norm_forward(x[rows])
                 np.testing.assert_array_equal(y, whole[rows])
+                np.testing.assert_array_equal(normlib.layer_norm(x[rows]), whole[rows])
                 np.testing.assert_array_equal(mean_n, mean[rows])
                 np.testing.assert_array_equal(rstd_n, rstd[rows])
                 y, rstd_n = normlib.rms_norm_forward(x[rows])

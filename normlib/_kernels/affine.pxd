@@ -7,6 +7,9 @@ from normlib._kernels.vec cimport (
     at, at_out, lanes, to_boundary, vfma, vload, vload_first, vreal, vset, vstore, vstore_first,
 )
 
+cdef enum:
+    ALIGNED = 256        # elements of a row from which it pays to align its stores
+
 
 cdef inline const vreal *at_or_null(const vreal *row, Py_ssize_t i) noexcept nogil:
     """Address of element i of what may be NULL."""
@@ -74,7 +77,7 @@ cdef inline void affine_row(
     cdef Py_ssize_t width = lanes(x)
     cdef Py_ssize_t i = 0
     cdef Py_ssize_t j
-    if n >= 4 * width:
+    if n >= ALIGNED:
         # Stores that stay in a cache line from here on.
         i = to_boundary(y)
         if i > 0:

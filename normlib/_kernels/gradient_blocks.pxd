@@ -2,9 +2,9 @@
 
 Design
 ------
-dgain and dbias are summed over blocks of rows, in double, then over the blocks in their order: the
-thread count never shows in the bits. Rows of a half type are widened a few at a time into scratch
-that stays in L1, and dx is rounded from there.
+dgain and dbias are summed over blocks of rows, in double beyond NARROW_ROWS, then over the blocks
+in their order: the thread count never shows in the bits. Rows of a half type are widened a few at a
+time into scratch that stays in L1, and dx is rounded from there.
 """
 cimport numpy as cnp
 from cython.parallel cimport prange
@@ -18,8 +18,10 @@ from normlib._kernels.halves cimport (
 from normlib._kernels.plain cimport (
     is_input, is_like, is_parameter, is_row_statistic, new_vector,
 )
-from normlib._kernels.row_gradients cimport TOGETHER
-from normlib._kernels.vec cimport STREAM_FLOATS, vec_fence
+from normlib._kernels.row_gradients cimport NARROW_ROWS, TOGETHER
+from normlib._kernels.vec cimport (
+    STREAM_FLOATS, at, at_out, lanes, vadd_to, vec_fence, vf32, vf64, vreal, vset,
+)
 
 cdef enum:
     ROWS = 64            # rows in a block, at least
@@ -36,9 +38,10 @@ ctypedef void (*FewGradients)(
     void *dx,               # OUT (n_rows, n) of T
     double *dgain,          # IN/OUT (n rounded up to blocks,)
     double *dbias,          # IN/OUT (n rounded up to blocks,)
+    void *narrow,           # IN/OUT (2, padded) of T: sums of columns yet to be added there
     Py_ssize_t n_rows,      # at most TOGETHER
     Py_ssize_t n,
-    bint stream,            # dx starts a cache line, and goes past the cache
+    bint stream,            # dx, which starts a cache line, goes past the cache
 ) noexcept nogil
 
 
@@ -60,6 +63,7 @@ cdef struct Gradients:
     const char *around
     char *dx
     double *partial         # (blocks, 2, padded): dgain and dbias
+    double *narrow          # (threads, 2, padded): of the rows' own type
     Py_ssize_t n_rows
     Py_ssize_t n
     bint stream
@@ -83,7 +87,7 @@ cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
 
 cdef inline void half_gradients(const Gradients *all, Py_ssize_t first, Py_ssize_t count,
                                 const double *mean, double *dgain, double *dbias,
-                                float *near) noexcept nogil:
+                                void *narrow, float *near) noexcept nogil:
     """A few rows of a half type: as floats near, dx rounded at the end."""
     cdef bint brain = all.kind == BFLOAT16
     cdef Py_ssize_t i = first * all.n
@@ -96,9 +100,18 @@ cdef inline void half_gradients(const Gradients *all, Py_ssize_t first, Py_ssize
     if all.around != NULL:
         around = near + 3 * all.room
         vec_widen_halves(<const uint16_t *>all.around + i, around, n, brain)
-    all.few(near, x, all.gain, mean, all.rstd + first, around, dx, dgain, dbias, count, all.n,
-            False)
+    all.few(near, x, all.gain, mean, all.rstd + first, around, dx, dgain, dbias, narrow,
+            count, all.n, False)
     vec_narrow_halves(dx, <uint16_t *>all.dx + i, n, brain, all.stream)
+
+
+cdef inline void widen_columns(vreal *narrow, double *sums, Py_ssize_t n) noexcept nogil:
+    """Move n sums of columns, whole vectors of them, to those in double."""
+    cdef Py_ssize_t i = 0
+    while i < n:
+        vadd_to(sums + i, at(narrow, i)[0])
+        at_out(narrow, i)[0] = vset(0, narrow)
+        i += lanes(narrow)
 
 
 cdef inline void gradients_part(const Gradients *all, int part, int n_parts) noexcept nogil:
@@ -107,10 +120,12 @@ cdef inline void gradients_part(const Gradients *all, int part, int n_parts) noe
     cdef Py_ssize_t stride = padded(all.n)
     cdef Py_ssize_t blocks = n_blocks(all.n_rows, all.n)
     cdef float *near = all.scratch + 4 * part * all.room
+    cdef double *narrow = all.narrow + 2 * part * stride
     cdef double *dgain
     cdef double *dbias
     cdef const double *mean
     cdef const char *around
+    cdef bint summed
     cdef Py_ssize_t b, first, stop, count, i
     for b in range(blocks * part // n_parts, blocks * (part + 1) // n_parts):
         dgain = all.partial + 2 * b * stride
@@ -119,21 +134,31 @@ cdef inline void gradients_part(const Gradients *all, int part, int n_parts) noe
             dgain[i] = 0
         first = b * size
         stop = min(first + size, all.n_rows)
+        # Fewer rows than TOGETHER add to the sums in double.
+        summed = stop - first >= TOGETHER
+        if summed:
+            for i in range(2 * stride):
+                narrow[i] = 0
         while first < stop:
             count = min(<Py_ssize_t>TOGETHER, stop - first)
             mean = all.mean
             if mean != NULL:
                 mean = mean + first
             if all.kind != SINGLE and all.kind != DOUBLE:
-                half_gradients(all, first, count, mean, dgain, dbias, near)
+                half_gradients(all, first, count, mean, dgain, dbias, narrow, near)
             else:
                 i = first * all.n * all.item
                 around = all.around
                 if around != NULL:
                     around = around + i
                 all.few(all.dy + i, all.x + i, all.gain, mean, all.rstd + first, around,
-                        all.dx + i, dgain, dbias, count, all.n, all.stream)
+                        all.dx + i, dgain, dbias, narrow, count, all.n, all.stream)
             first += count
+            if summed and (first == stop or (first - b * size) % NARROW_ROWS == 0):
+                if all.kind == DOUBLE:
+                    widen_columns(<vf64 *>narrow, dgain, 2 * stride)
+                else:
+                    widen_columns(<vf32 *>narrow, dgain, 2 * stride)
     if all.stream:
         vec_fence()
 
@@ -180,7 +205,7 @@ cdef inline int differentiate(
     cdef void *dbias_data = address(dbias)
     cdef Py_ssize_t blocks = n_blocks(n_rows, n)
     cdef bint single, half
-    cdef object partial = new_vector(2 * padded(n) * blocks, cnp.NPY_FLOAT64)
+    cdef object partial = new_vector(2 * padded(n) * (blocks + n_threads), cnp.NPY_FLOAT64)
     cdef object memory
     all.kind = kind_of(x)
     all.item = cnp.PyArray_ITEMSIZE(x)
@@ -195,6 +220,7 @@ cdef inline int differentiate(
     all.around = <const char *>address(around)
     all.dx = <char *>address(dx)
     all.partial = <double *>address(partial)
+    all.narrow = all.partial + 2 * padded(n) * blocks
     all.n_rows = n_rows
     all.n = n
     all.stream = (n_rows * n * all.item >= 4 * STREAM_FLOATS and n * all.item % 64 == 0

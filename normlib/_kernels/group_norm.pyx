@@ -23,7 +23,7 @@ from normlib._kernels.groups cimport Layout, find_groups, is_short
 from normlib._kernels.norm_rows cimport NormForward, forward_capsule
 from normlib._kernels.plain cimport apart, is_eps, is_input, is_output, is_parameter
 from normlib._kernels.rows cimport (
-    GROUP, GROUP_FLOATS, Moments, QUICK, ScaledMoments, needs_scaling, quick_moments, row_moments,
+    GROUP, GROUP_FLOATS, Moments, ScaledMoments, needs_scaling, output_moments, row_moments,
     scaled_moments, scaled_xhat, unscaled_mean, unscaled_rstd, vector_range,
 )
 from normlib._kernels.vec cimport (
@@ -53,14 +53,8 @@ cdef inline void row_statistics(
 ) noexcept nogil:
     cdef Moments moments[GROUP]
     cdef Moments exact
-    cdef bint good[GROUP]
     cdef Py_ssize_t r
-    cdef bint quick = vreal is vf32 and n >= QUICK
-    if quick:
-        quick_moments(x, moments, good, n_rows, n)
-    for r in range(n_rows):
-        if not (quick and good[r]):
-            row_moments(at(x, r * n), n, &moments[r])
+    output_moments(x, moments, n_rows, n)
     for r in range(n_rows):
         rows[r].mean_hi = moments[r].mean_hi
         rows[r].rstd = 1 / sqrt(moments[r].var + eps)

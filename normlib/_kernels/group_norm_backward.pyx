@@ -70,7 +70,8 @@ cdef void elements_block(
                 prepare_row(at(x, i + r * stride), n, mean[j], rstd[j], &rows[r], True)
             some_gradients(at(dy, i), at(x, i), at_or_null(gain, group * n),
                            <const vreal *>NULL, at_out(dx, i), rows, dgain + group * n,
-                           dbias + group * n, n, stride, count, True, stream)
+                           dbias + group * n, <vreal *>NULL, <vreal *>NULL, n, stride, count, True,
+                           stream)
         first += count
     if stream:
         vec_fence()

@@ -21,11 +21,13 @@ from normlib._kernels.row_groups cimport (
     Normalization, NormalizeGroup, normalize, normalize_plain,
 )
 from normlib._kernels.rows cimport (
-    GROUP, Moments, QUICK, ScaledMoments, needs_scaling, quick_moments, row_moments,
-    scaled_moments, scaled_xhat, unscaled_mean, unscaled_rstd, vector_range,
+    GROUP, Moments, QUICK, SHORT, ScaledMoments, needs_scaling, output_moments, row_moments,
+    scaled_moments, scaled_xhat, short_group_moments, unscaled_mean, unscaled_rstd,
+    vector_range,
 )
 from normlib._kernels.vec cimport (
-    at, at_out, lanes, to_boundary, vec_prefetch, vf32, vf64, vfma, vget, vput, vreal, vset, vstore,
+    MAX_PARTS, MAX_WIDE_VECS, VF64_LANES, at, at_out, lanes, to_boundary, vec_prefetch, vf32, vf64,
+    vf64_set, vf64_sqrt, vfma, vget, vnarrow, vput, vreal, vset, vstore,
 )
 
 cnp.import_array()
@@ -37,21 +39,21 @@ cdef inline void normalize_pair(
     const vreal *bias,      # IN
     vreal *y,               # OUT (2, n), may be x
     Py_ssize_t n,
-    const double *mean,     # IN  (2,)
-    const double *scale,    # IN  (2,)
-    const double *offset,   # IN  (2,)
+    const vreal *mean,      # IN  (2,)
+    const vreal *scale,     # IN  (2,)
+    const vreal *offset,    # IN  (2,)
     bint has_gain,
     bint has_bias,
     bint stream,            # y's rows start cache lines; past the cache with them
     Py_ssize_t ahead,       # elements to the next group's rows, prefetched if stream
 ) noexcept nogil:
     """Two rows, for which gain and bias are loaded once; n is a multiple of four vectors."""
-    cdef vreal m0 = vset(mean[0], x)
-    cdef vreal s0 = vset(scale[0], x)
-    cdef vreal t0 = vset(offset[0], x)
-    cdef vreal m1 = vset(mean[1], x)
-    cdef vreal s1 = vset(scale[1], x)
-    cdef vreal t1 = vset(offset[1], x)
+    cdef vreal m0 = vset(vget(mean, 0), x)
+    cdef vreal s0 = vset(vget(scale, 0), x)
+    cdef vreal t0 = vset(vget(offset, 0), x)
+    cdef vreal m1 = vset(vget(mean, 1), x)
+    cdef vreal s1 = vset(vget(scale, 1), x)
+    cdef vreal t1 = vset(vget(offset, 1), x)
     cdef vreal v0, v1, g, b
     cdef int k
     cdef Py_ssize_t width = lanes(x)
@@ -90,9 +92,9 @@ cdef inline void normalize_rows(
     vreal *y,               # OUT (n_rows, n), may be x
     Py_ssize_t n_rows,
     Py_ssize_t n,
-    const double *mean,     # IN  (n_rows,)
-    const double *scale,    # IN  (n_rows,)
-    const double *offset,   # IN  (n_rows,)
+    const vreal *mean,      # IN  (n_rows,)
+    const vreal *scale,     # IN  (n_rows,)
+    const vreal *offset,    # IN  (n_rows,)
     const bint *skip,       # IN  (n_rows,)
     bint has_gain,
     bint has_bias,
@@ -102,19 +104,19 @@ cdef inline void normalize_rows(
     cdef bint pairs = n % (4 * lanes(x)) == 0 and to_boundary(y) == 0
     while r < n_rows:
         if pairs and r + 1 < n_rows and not skip[r] and not skip[r + 1]:
-            normalize_pair(at(x, r * n), gain, bias, at_out(y, r * n), n, mean + r, scale + r,
-                           offset + r, has_gain, has_bias, stream, n_rows * n)
+            normalize_pair(at(x, r * n), gain, bias, at_out(y, r * n), n, at(mean, r),
+                           at(scale, r), at(offset, r), has_gain, has_bias, stream, n_rows * n)
             r += 2
             continue
         if not skip[r]:
-            affine_row(at(x, r * n), gain, bias, at_out(y, r * n), n, mean[r], scale[r], offset[r],
-                       True, has_gain, has_bias, stream)
+            affine_row(at(x, r * n), gain, bias, at_out(y, r * n), n, vget(mean, r), vget(scale, r),
+                       vget(offset, r), True, has_gain, has_bias, stream)
         r += 1
 
 
 cdef inline void normalize_rows_any(
     const vreal *x, const vreal *gain, const vreal *bias, vreal *y, Py_ssize_t n_rows,
-    Py_ssize_t n, const double *mean, const double *scale, const double *offset,
+    Py_ssize_t n, const vreal *mean, const vreal *scale, const vreal *offset,
     const bint *skip, bint stream,
 ) noexcept nogil:
     """normalize_rows, compiled for each combination of gain and bias."""
@@ -147,6 +149,48 @@ cdef void normalize_row_scaled(
         vput(y, i, v)
 
 
+cdef bint short_group(
+    const vreal *x,         # IN  (GROUP, n)
+    const vreal *gain,      # IN  (n,) or NULL
+    const vreal *bias,      # IN  (n,) or NULL
+    vreal *y,               # OUT (GROUP, n), may be x
+    Py_ssize_t n,
+    double eps,
+    bint stream,
+) noexcept nogil:
+    """A whole group of short rows, none extreme; False, and nothing done, where quick moments fail.
+    """
+    cdef vf64 mean_hi[MAX_WIDE_VECS]
+    cdef vf64 mean_lo[MAX_WIDE_VECS]
+    cdef vf64 var[MAX_WIDE_VECS]
+    cdef vf64 rstd[MAX_PARTS]
+    cdef vf64 shift[MAX_PARTS]
+    cdef vreal mean[MAX_WIDE_VECS]
+    cdef vreal scale[MAX_WIDE_VECS]
+    cdef vreal offset[MAX_WIDE_VECS]
+    cdef bint skip[GROUP]
+    cdef int g, p, r
+    cdef int n_parts = lanes(x) // VF64_LANES
+    for r in range(GROUP):
+        skip[r] = False
+    # Then neither var + eps nor its root leaves the range of float.
+    if not (0 <= eps < 1e30 and short_group_moments(x, mean_hi, mean_lo, var, n)):
+        return False
+    for g in range(GROUP // lanes(x)):
+        for p in range(n_parts):
+            r = g * n_parts + p
+            rstd[p] = vf64_set(1) / vf64_sqrt(var[r] + vf64_set(eps))
+            shift[p] = -mean_lo[r] * rstd[p]
+        mean[g] = vnarrow(&mean_hi[g * n_parts], x[0])
+        scale[g] = vnarrow(rstd, x[0])
+        offset[g] = vnarrow(shift, x[0])
+    if stream:
+        normalize_rows_any(x, gain, bias, y, GROUP, n, mean, scale, offset, skip, True)
+    else:
+        normalize_rows_any(x, gain, bias, y, GROUP, n, mean, scale, offset, skip, False)
+    return True
+
+
 cdef void forward_group(
     const vreal *x,         # IN  (n_rows, n)
     const vreal *gain,      # IN  (n,) or NULL
@@ -162,29 +206,28 @@ cdef void forward_group(
     cdef Moments moments[GROUP]
     cdef Moments exact
     cdef ScaledMoments scaled
-    cdef double center[GROUP]
-    cdef double scale[GROUP]
-    cdef double offset[GROUP]
-    cdef bint good[GROUP]
+    cdef vreal center[MAX_WIDE_VECS]
+    cdef vreal scale[MAX_WIDE_VECS]
+    cdef vreal offset[MAX_WIDE_VECS]
+    cdef double factor[GROUP]
     cdef bint done[GROUP]
     cdef Py_ssize_t r
-    cdef bint quick = vreal is vf32 and n >= QUICK
-    if quick:
-        quick_moments(x, moments, good, n_rows, n)
+    if QUICK <= n < SHORT and n_rows == GROUP and mean == NULL:
+        if short_group(x, gain, bias, y, n, eps, stream):
+            return
+    output_moments(x, moments, n_rows, n)
     for r in range(n_rows):
-        if not (quick and good[r]):
-            row_moments(at(x, r * n), n, &moments[r])
-    for r in range(n_rows):
-        center[r] = moments[r].mean_hi
-        scale[r] = 1 / sqrt(moments[r].var + eps)
-        offset[r] = -moments[r].mean_lo * scale[r]
+        factor[r] = 1 / sqrt(moments[r].var + eps)
+        vput(center, r, moments[r].mean_hi)
+        vput(scale, r, factor[r])
+        vput(offset, r, -moments[r].mean_lo * factor[r])
         done[r] = False
     for r in range(n_rows):
         if mean != NULL:
             row_moments(at(x, r * n), n, &exact)
             mean[r] = exact.mean_hi + exact.mean_lo
             rstd[r] = 1 / sqrt(exact.var + eps)
-        if needs_scaling(x, moments[r].var, eps) or not vector_range(x, scale[r]):
+        if needs_scaling(x, moments[r].var, eps) or not vector_range(x, factor[r]):
             scaled_moments(at(x, r * n), 1, 0, n, eps, &scaled)
             normalize_row_scaled(at(x, r * n), gain, bias, at_out(y, r * n), n, &scaled)
             if mean != NULL:

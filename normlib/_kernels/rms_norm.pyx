@@ -20,7 +20,7 @@ from normlib._kernels.norm_rows cimport NormForward, forward_capsule
 from normlib._kernels.row_groups cimport (
     Normalization, NormalizeGroup, normalize, normalize_plain,
 )
-from normlib._kernels.rows cimport FOLD, GROUP, QUICK, needs_scaling, vector_range
+from normlib._kernels.rows cimport FOLD, GROUP, SHORT, needs_scaling, vector_range
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, at, at_out, block_vecs, lanes, to_boundary, vf32,
     vf64, vf64_set, vfma, vfold, vget, vload_first, vload_wide, vput, vreal, vset, vstore,
@@ -226,7 +226,7 @@ cdef void forward_group(
     cdef double exact
     cdef Py_ssize_t r
     cdef bint single = vreal is vf32
-    cdef bint quick = not single or n >= QUICK
+    cdef bint quick = not single or n >= SHORT
     if quick:
         mean_squares(x, mean_square, n_rows, n)
     for r in range(n_rows):

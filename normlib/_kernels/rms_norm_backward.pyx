@@ -7,28 +7,30 @@ cimport numpy as cnp
 
 from normlib._kernels.arrays cimport dim
 from normlib._kernels.gradient_blocks cimport (
-    Differentiation, FewGradients, differentiate, differentiate_plain,
+    Differentiation, FewGradients, differentiate, differentiate_plain, padded,
 )
 from normlib._kernels.norm_rows cimport NormBackward, backward_capsule
 from normlib._kernels.row_gradients cimport (
     Row, TOGETHER, one_gradient, prepare_row, row_double, some_gradients,
 )
 from normlib._kernels.row_sums cimport add_row_any
-from normlib._kernels.vec cimport at, vf32, vf64, vreal
+from normlib._kernels.vec cimport at, at_out, vf32, vf64, vreal
 
 cnp.import_array()
 
 
 cdef void few_gradients(
     const vreal *dy, const vreal *x, const vreal *gain, const double *mean, const double *rstd,
-    const vreal *around, vreal *dx, double *dgain, double *dbias, Py_ssize_t n_rows, Py_ssize_t n,
+    const vreal *around, vreal *dx, double *dgain, double *dbias,
+    vreal *narrow, Py_ssize_t n_rows, Py_ssize_t n,
     bint stream,
 ) noexcept nogil:
     cdef Row rows[TOGETHER]
     cdef Py_ssize_t r
     for r in range(n_rows):
         prepare_row(at(x, r * n), n, 0, rstd[r], &rows[r], False)
-    some_gradients(dy, x, gain, around, dx, rows, dgain, dbias, n, n, n_rows, False, stream)
+    some_gradients(dy, x, gain, around, dx, rows, dgain, dbias, narrow,
+                   at_out(narrow, padded(n)), n, n, n_rows, False, stream)
 
 
 cdef Differentiation RMS_NORM = Differentiation(

@@ -7,16 +7,18 @@ With g = dy * gain, and xhat recomputed as fma(x - mean_hi, rstd, offset):
     dx = rstd * (g - mean(g) - xhat * mean(g * xhat))
 
 or without mean(g), and with mean_hi = offset = 0, where rows are not centered. One pass takes the
-sums of TOGETHER rows and of their columns; a second one writes dx, while the rows are in cache, as
-what is linear in g and x:
+sums of the rows, TOGETHER or, where dx stays in the cache, two of them; a second one writes dx,
+while they are in L1, as what is linear in g and x:
 
     dx = rstd * (g - center) + (x - mean_hi) * slope + level
 
 or, where slope or level leaves the range of its type, as above. To dx may be added the gradient
 that came around the normalization.
 
-A row's own sums run in 16 lanes (float64: 8), whatever rows are beside it; sums of columns in the
-row's type for TOGETHER rows, and in double beyond.
+A row's own sums run in 16 lanes (float64: 8), whatever rows are beside it. Sums of columns are
+taken in the first pass over TOGETHER rows, which reads more streams of memory at a time, and in the
+second over two, where L1 has room for them. They are narrow, in the row's type, for NARROW_ROWS
+rows, and in double beyond; group norm has none, and goes on in double from TOGETHER rows.
 """
 from libc.math cimport fabs, isfinite
 
@@ -29,7 +31,8 @@ from normlib._kernels.vec cimport (
 )
 
 cdef enum:
-    TOGETHER = 4         # rows whose sums are taken in one pass
+    TOGETHER = 4         # rows that are done together
+    NARROW_ROWS = 16     # rows whose columns are summed in their own type, at most
     AHEAD = 256          # elements of a row from which the next ones are prefetched
 
 
@@ -86,6 +89,14 @@ cdef inline void finish_row(const vreal *x, Row *row, double mean_shifted,
         mean_gx == 0 or row.slope != 0 and vector_range(x, row.slope))
 
 
+cdef inline void add_column(double *wide, vreal *narrow, Py_ssize_t i, vreal v) noexcept nogil:
+    """Add to elements from i on of narrow, or in double where that is NULL, a constant."""
+    if narrow == NULL:
+        vadd_to(wide + i, v)
+    else:
+        at_out(narrow, i)[0] = at_out(narrow, i)[0] + v
+
+
 cdef inline void row_sums(
     const vreal *dy,        # IN  (n_rows, n), its rows stride apart
     const vreal *x,         # IN  the same
@@ -93,6 +104,8 @@ cdef inline void row_sums(
     Row *rows,              # IN/OUT (n_rows,)
     double *dgain,          # IN/OUT (n rounded up to blocks,)
     double *dbias,          # IN/OUT (n rounded up to blocks,), if centered
+    vreal *narrow_gain,     # IN/OUT the same, instead, or NULL
+    vreal *narrow_bias,     # IN/OUT the same, instead, or NULL
     Py_ssize_t n,
     Py_ssize_t stride,
     int n_rows,             # a constant, at most TOGETHER
@@ -150,9 +163,9 @@ cdef inline void row_sums(
                         column1 = column1 + v
                     column2 = vfma(v, xhat, column2)
                 if columns and centered:
-                    vadd_to(dbias + j, column1)
+                    add_column(dbias, narrow_bias, j, column1)
                 if columns:
-                    vadd_to(dgain + j, column2)
+                    add_column(dgain, narrow_gain, j, column2)
             i += n_vecs * width
         if i < stop:
             for k in range(n_vecs):
@@ -174,9 +187,9 @@ cdef inline void row_sums(
                         column1 = column1 + v
                     column2 = vfma(v, xhat, column2)
                 if columns and centered:
-                    vadd_to(dbias + j, column1)
+                    add_column(dbias, narrow_bias, j, column1)
                 if columns:
-                    vadd_to(dgain + j, column2)
+                    add_column(dgain, narrow_gain, j, column2)
             i = stop
         for r in range(n_rows):
             for k in range(n_vecs):
@@ -300,14 +313,110 @@ cdef inline void row_double(
             vput(dx, i, vget(dx, i) + vget(around, i))
 
 
+cdef inline void pair_gradients(
+    const vreal *dy,        # IN  (2, n)
+    const vreal *x,         # IN  (2, n)
+    const vreal *gain,      # IN
+    const vreal *around,    # IN
+    vreal *dx,              # OUT (2, n)
+    Py_ssize_t n,
+    Py_ssize_t stride,
+    const Row *rows,        # IN  (2,)
+    vreal *dgain,           # IN/OUT (n rounded up to blocks,)
+    vreal *dbias,           # IN/OUT (n rounded up to blocks,), if centered
+    bint centered,          # a constant
+    bint has_gain,          # a constant
+    bint has_around,        # a constant
+    bint has_dx,            # a constant: or the sums of columns alone
+) noexcept nogil:
+    """row_gradient of two linear rows, and the sums of their columns."""
+    cdef vreal m[2]
+    cdef vreal s[2]
+    cdef vreal t[2]
+    cdef vreal a[2]
+    cdef vreal b[2]
+    cdef vreal c[2]
+    cdef vreal v, d, w, g, column1, column2
+    cdef bint ahead = n >= AHEAD
+    cdef int r
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t left
+    for r in range(2):
+        m[r] = vset(rows[r].mean_hi, x)
+        s[r] = vset(rows[r].rstd, x)
+        t[r] = vset(rows[r].offset, x)
+        a[r] = vset(rows[r].center, x)
+        b[r] = vset(rows[r].slope, x)
+        c[r] = vset(rows[r].level, x)
+    while i + width <= n:
+        column1 = vset(0, x)
+        column2 = vset(0, x)
+        for r in range(2):
+            if ahead and has_dx:
+                vec_prefetch(at(dy, (r + 2) * stride + i))
+                vec_prefetch(at(x, (r + 2) * stride + i))
+            v = at(dy, r * stride + i)[0]
+            w = at(x, r * stride + i)[0]
+            if centered:
+                column1 = column1 + v
+            column2 = vfma(v, scaled(w, m[r], s[r], t[r], centered), column2)
+            if has_dx:
+                g = times_minus(v, at(gain, i), a[r], width, has_gain, True)
+                v = gradient(g, w - m[r], s[r], t[r], b[r], c[r], True)
+                if has_around:
+                    v = v + at(around, r * stride + i)[0]
+                at_out(dx, r * stride + i)[0] = v
+        if centered:
+            add_column(NULL, dbias, i, column1)
+        add_column(NULL, dgain, i, column2)
+        i += width
+    if i < n:
+        left = n - i
+        column1 = vset(0, x)
+        column2 = vset(0, x)
+        for r in range(2):
+            v = vload_first(at(dy, r * stride + i), left)
+            w = vload_first(at(x, r * stride + i), left)
+            if centered:
+                column1 = column1 + v
+            d = vfirst(scaled(w, m[r], s[r], t[r], centered), left)
+            column2 = vfma(v, d, column2)
+            if has_dx:
+                g = times_minus(v, at(gain, i), a[r], left, has_gain, False)
+                v = gradient(g, w - m[r], s[r], t[r], b[r], c[r], True)
+                if has_around:
+                    v = v + vload_first(at(around, r * stride + i), left)
+                vstore_first(at_out(dx, r * stride + i), v, left)
+        if centered:
+            add_column(NULL, dbias, i, column1)
+        add_column(NULL, dgain, i, column2)
+
+
 cdef inline void rows_gradients(
     const vreal *dy, const vreal *x, const vreal *gain, const vreal *around, vreal *dx, Row *rows,
-    double *dgain, double *dbias, Py_ssize_t n, Py_ssize_t stride, int n_rows, bint centered,
-    bint has_gain, bint columns, bint stream,
+    double *dgain, double *dbias, vreal *narrow_gain, vreal *narrow_bias, Py_ssize_t n,
+    Py_ssize_t stride, int n_rows, bint centered, bint has_gain, bint columns, bint stream,
 ) noexcept nogil:
-    """Both passes over n_rows, a constant, of vector range."""
+    """Both passes over n_rows, a constant, of vector range.
+
+    Two rows with narrow columns: their second pass takes these, which L1 holds beside two rows.
+    """
     cdef Py_ssize_t r, i
-    row_sums(dy, x, gain, rows, dgain, dbias, n, stride, n_rows, centered, has_gain, columns)
+    cdef bint pair = n_rows == 2 and columns and narrow_gain != NULL
+    row_sums(dy, x, gain, rows, dgain, dbias, narrow_gain, narrow_bias, n, stride, n_rows, centered,
+             has_gain, columns and not pair)
+    if pair and rows[0].linear and rows[1].linear:
+        if around != NULL:
+            pair_gradients(dy, x, gain, around, dx, n, stride, rows, narrow_gain, narrow_bias,
+                           centered, has_gain, True, True)
+        else:
+            pair_gradients(dy, x, gain, around, dx, n, stride, rows, narrow_gain, narrow_bias,
+                           centered, has_gain, False, True)
+        return
+    if pair:
+        pair_gradients(dy, x, gain, around, dx, n, stride, rows, narrow_gain, narrow_bias,
+                       centered, has_gain, False, False)
     for r in range(n_rows):
         i = r * stride
         if around != NULL:
@@ -316,6 +425,26 @@ cdef inline void rows_gradients(
         else:
             row_gradient_any(at(dy, i), at(x, i), gain, around, at_out(dx, i), n, stride, rows + r,
                              has_gain, False, stream)
+
+
+cdef inline void together_gradients(
+    const vreal *dy, const vreal *x, const vreal *gain, const vreal *around, vreal *dx, Row *rows,
+    double *dgain, double *dbias, vreal *narrow_gain, vreal *narrow_bias, Py_ssize_t n,
+    Py_ssize_t stride, bint centered, bint has_gain, bint columns, bint stream,
+) noexcept nogil:
+    """rows_gradients of TOGETHER rows: at once, or two by two where columns are narrow and dx stays
+    in the cache. Sums of columns so depend on stream, which only the shape decides.
+    """
+    cdef Py_ssize_t r, i
+    if stream or not columns or narrow_gain == NULL:
+        rows_gradients(dy, x, gain, around, dx, rows, dgain, dbias, narrow_gain, narrow_bias, n,
+                       stride, TOGETHER, centered, has_gain, columns, stream)
+        return
+    for r in range(0, TOGETHER, 2):
+        i = r * stride
+        rows_gradients(at(dy, i), at(x, i), gain, at_or_null(around, i), at_out(dx, i), rows + r,
+                       dgain, dbias, narrow_gain, narrow_bias, n, stride, 2, centered, has_gain,
+                       columns, False)
 
 
 cdef inline void some_gradients(
@@ -327,6 +456,8 @@ cdef inline void some_gradients(
     Row *rows,              # IN/OUT (n_rows,): prepared
     double *dgain,          # IN/OUT (n rounded up to blocks,), or NULL: added to
     double *dbias,          # IN/OUT (n rounded up to blocks,): added to, if centered
+    vreal *narrow_gain,     # IN/OUT the same, for TOGETHER rows; or NULL, a constant
+    vreal *narrow_bias,     # IN/OUT the same, for TOGETHER rows; or NULL, a constant
     Py_ssize_t n,
     Py_ssize_t stride,
     Py_ssize_t n_rows,      # at most TOGETHER
@@ -339,11 +470,11 @@ cdef inline void some_gradients(
     for r in range(n_rows):
         together = together and rows[r].vector
     if together and gain != NULL:
-        rows_gradients(dy, x, gain, around, dx, rows, dgain, dbias, n, stride, TOGETHER, centered,
-                       True, True, stream)
+        together_gradients(dy, x, gain, around, dx, rows, dgain, dbias, narrow_gain, narrow_bias, n,
+                           stride, centered, True, True, stream)
     elif together:
-        rows_gradients(dy, x, gain, around, dx, rows, dgain, dbias, n, stride, TOGETHER, centered,
-                       False, centered, stream)
+        together_gradients(dy, x, gain, around, dx, rows, dgain, dbias, narrow_gain, narrow_bias, n,
+                           stride, centered, False, centered, stream)
     else:
         for r in range(n_rows):
             i = r * stride
@@ -352,11 +483,12 @@ cdef inline void some_gradients(
                            rows + r, dgain, dbias, centered)
             elif gain != NULL:
                 rows_gradients(at(dy, i), at(x, i), gain, at_or_null(around, i), at_out(dx, i),
-                               rows + r, dgain, dbias, n, stride, 1, centered, True, True, stream)
+                               rows + r, dgain, dbias, <vreal *>NULL, <vreal *>NULL, n, stride, 1,
+                               centered, True, True, stream)
             else:
                 rows_gradients(at(dy, i), at(x, i), gain, at_or_null(around, i), at_out(dx, i),
-                               rows + r, dgain, dbias, n, stride, 1, centered, False, centered,
-                               stream)
+                               rows + r, dgain, dbias, <vreal *>NULL, <vreal *>NULL, n, stride, 1,
+                               centered, False, centered, stream)
 
 
 cdef inline void one_gradient(
@@ -365,8 +497,8 @@ cdef inline void one_gradient(
 ) noexcept nogil:
     """dx of a row of vector range, alone."""
     if gain != NULL:
-        rows_gradients(dy, x, gain, <const vreal *>NULL, dx, row, NULL, NULL, n, n, 1, centered,
-                       True, False, False)
+        rows_gradients(dy, x, gain, <const vreal *>NULL, dx, row, NULL, NULL, <vreal *>NULL,
+                       <vreal *>NULL, n, n, 1, centered, True, False, False)
     else:
-        rows_gradients(dy, x, gain, <const vreal *>NULL, dx, row, NULL, NULL, n, n, 1, centered,
-                       False, False, False)
+        rows_gradients(dy, x, gain, <const vreal *>NULL, dx, row, NULL, NULL, <vreal *>NULL,
+                       <vreal *>NULL, n, n, 1, centered, False, False, False)

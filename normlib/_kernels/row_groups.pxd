@@ -27,7 +27,7 @@ from normlib._kernels.lines cimport MAX_HELD, Lines, close_lines, open_lines, pa
 from normlib._kernels.plain cimport (
     apart, is_eps, is_input_or_half, is_like, is_output, is_pair, is_vector, new_vector,
 )
-from normlib._kernels.rows cimport GROUP, GROUP_FLOATS
+from normlib._kernels.rows cimport GROUP, GROUP_FLOATS, SHORT
 from normlib._kernels.vec cimport STREAM_FLOATS, at, at_out, vec_fence, vf32, vf64, vreal
 
 # Normalizes rows of float or double; whoever has no bias, or no mean, leaves it alone.
@@ -137,10 +137,17 @@ cdef inline void normalize_by_lines(
     close_lines(&lines, buffer)
 
 
+cdef inline Py_ssize_t group_rows(Py_ssize_t n, Py_ssize_t item) noexcept nogil:
+    """Rows of a group, n elements of item bytes each: short ones have their own way for GROUP."""
+    if n < SHORT:
+        return GROUP
+    return max(1, min(GROUP, 4 * GROUP_FLOATS // (n * item)))
+
+
 cdef inline void normalize_part(const Rows *rows, int part, int n_parts) noexcept nogil:
     """The groups of one of n_parts equal parts."""
     cdef Py_ssize_t n = rows.n
-    cdef Py_ssize_t size = max(1, min(GROUP, GROUP_FLOATS // n))
+    cdef Py_ssize_t size = group_rows(n, max(rows.item, <Py_ssize_t>4))
     cdef Py_ssize_t n_groups = (rows.n_rows + size - 1) // size
     cdef Py_ssize_t first = n_groups * part // n_parts * size
     cdef Py_ssize_t stop = min(n_groups * (part + 1) // n_parts * size, rows.n_rows)

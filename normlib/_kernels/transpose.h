@@ -55,9 +55,31 @@
 #define VEC_PASSES_4(V, LANES) VEC_PASSES_2(V, LANES) VEC_PASS(V, LANES, 2)
 #define VEC_PASSES_8(V, LANES) VEC_PASSES_4(V, LANES) VEC_PASS(V, LANES, 4)
 #define VEC_PASSES_16(V, LANES) VEC_PASSES_8(V, LANES) VEC_PASS(V, LANES, 8)
+
+/* Sums over lanes, by halves: of each of as many rows as there are lanes, which are overwritten, that
+ * of row r in lane r; or of one row, in every lane. The bits are the same. */
+#define VEC_HALVE(V, BIT)                                                             \
+    for (int i = 0; i < BIT; i++) {                                                   \
+        V##_exchange_##BIT(rows + i, rows + i + BIT);                                 \
+        rows[i] = rows[i] + rows[i + BIT];                                            \
+    }
+#define VEC_HALVES_2(V) VEC_HALVE(V, 1)
+#define VEC_HALVES_4(V) VEC_HALVE(V, 2) VEC_HALVES_2(V)
+#define VEC_HALVES_8(V) VEC_HALVE(V, 4) VEC_HALVES_4(V)
+#define VEC_HALVES_16(V) VEC_HALVE(V, 8) VEC_HALVES_8(V)
+#define VEC_HALVE_ONE(V, BIT)                                                         \
+    other = row;                                                                      \
+    V##_exchange_##BIT(&row, &other);                                                 \
+    row = row + other;
+#define VEC_HALVES_ONE_2(V) VEC_HALVE_ONE(V, 1)
+#define VEC_HALVES_ONE_4(V) VEC_HALVE_ONE(V, 2) VEC_HALVES_ONE_2(V)
+#define VEC_HALVES_ONE_8(V) VEC_HALVE_ONE(V, 4) VEC_HALVES_ONE_4(V)
+#define VEC_HALVES_ONE_16(V) VEC_HALVE_ONE(V, 8) VEC_HALVES_ONE_8(V)
 #define VEC_DEFINE_TRANSPOSE(V, I, LANES)                                             \
     VEC_DEFINE_EXCHANGES_##LANES(V, I)                                                \
-    VEC_FN void V##_transpose(V *rows) { VEC_PASSES_##LANES(V, LANES) }
+    VEC_FN void V##_transpose(V *rows) { VEC_PASSES_##LANES(V, LANES) }               \
+    VEC_FN V V##_sum_rows(V *rows) { VEC_HALVES_##LANES(V) return rows[0]; }          \
+    VEC_FN V V##_sum_row(V row) { V other; VEC_HALVES_ONE_##LANES(V) return row; }
 
 #if VEC_BYTES == 64
 VEC_DEFINE_TRANSPOSE(vf32, vi32, 16)
@@ -73,6 +95,10 @@ VEC_DEFINE_TRANSPOSE(vf64, vi64, 2)
 #else
 VEC_FN void vf32_transpose(vf32 *rows) { (void)rows; }
 VEC_FN void vf64_transpose(vf64 *rows) { (void)rows; }
+VEC_FN vf32 vf32_sum_rows(vf32 *rows) { return rows[0]; }
+VEC_FN vf64 vf64_sum_rows(vf64 *rows) { return rows[0]; }
+VEC_FN vf32 vf32_sum_row(vf32 row) { return row; }
+VEC_FN vf64 vf64_sum_row(vf64 row) { return row; }
 #endif
 
 #endif
