@@ -18,15 +18,15 @@ from normlib._kernels.rows cimport (
     scaled_moments, sums_wide, unscaled_mean, unscaled_rstd, unscaled_var,
 )
 from normlib._kernels.vec cimport (
-    MAX_PARTS, VF64_LANES, at, lanes, vf32, vf64, vf64_set, vf64_sqrt, vfma, vget, vload,
-    vload_first, vload_wide, vreal, vselect_lt, vset, vwiden,
+    MAX_PARTS, VF64_LANES, at, lanes, vec_prefetch, vf32, vf64, vf64_set, vf64_sqrt, vfma, vget,
+    vload, vload_first, vload_wide, vreal, vselect_lt, vset, vwiden,
 )
 
 cnp.import_array()
 
 cdef enum:
     CHUNK_ROWS = 8       # rows of columns that are summed together, at least
-    CHUNK = 16384        # elements of rows that are, if there are more
+    CHUNK = 32768        # elements of rows that are, if there are more
 
 cdef extern from *:
     """
@@ -54,10 +54,11 @@ cdef inline void column_sums(
     bint full,              # a constant: exactly so many
 ) noexcept nogil:
     """float32: add some rows to the sums of d = x - shift and of d**2, in double."""
-    cdef vf64 shifts[COLUMN_VECS * MAX_PARTS]
+    cdef vf64 minus_shifts[COLUMN_VECS * MAX_PARTS]
     cdef vf64 acc1[COLUMN_VECS * MAX_PARTS]
     cdef vf64 acc2[COLUMN_VECS * MAX_PARTS]
     cdef vf64 parts[MAX_PARTS]
+    cdef vf64 one = vf64_set(1)
     cdef vf64 d
     cdef int k, p, n_parts
     cdef Py_ssize_t width = lanes(x)
@@ -66,11 +67,13 @@ cdef inline void column_sums(
         n_parts = vwiden(vload(at(shift, k * width), n_columns - k * width, full), parts)
         for p in range(n_parts):
             i = k * n_parts + p
-            shifts[i] = parts[p]
+            minus_shifts[i] = -parts[p]
             acc1[i] = (<vf64 *>sum_d)[i]
             acc2[i] = (<vf64 *>sum_d2)[i]
     for r in range(n_rows):
         for k in range(COLUMN_VECS):
+            # Of the rows to come: strips of columns are no pattern that the processor sees.
+            vec_prefetch(at(x, (r + n_rows) * stride + k * width))
             if full:
                 n_parts = vload_wide(at(x, r * stride + k * width), parts)
             else:
@@ -78,7 +81,8 @@ cdef inline void column_sums(
                     vload_first(at(x, r * stride + k * width), n_columns - k * width), parts)
             for p in range(n_parts):
                 i = k * n_parts + p
-                d = parts[p] - shifts[i]
+                # Conversions and additions share ports that a multiplication by one leaves free.
+                d = vfma(parts[p], one, minus_shifts[i])
                 acc1[i] = acc1[i] + d
                 acc2[i] = vfma(d, d, acc2[i])
     for i in range(COLUMN_VECS * n_parts):
@@ -211,6 +215,44 @@ cdef void moments_item(
         out[2 * padded + channel] = all.m2
 
 
+cdef inline void finish_vector(
+    const vreal *x,         # IN  (outer, channels, inner)
+    const double *sums,     # IN  (3, padded)
+    double *mean,           # OUT (channels,)
+    double *rest,           # OUT (channels,): what mean lacks for being a double
+    double *var,            # OUT (channels,)
+    double *rstd,           # OUT (channels,)
+    const Shape *shape,
+    Py_ssize_t padded,
+    vf64 inverse,
+    vf64 eps,
+    Py_ssize_t first,
+    Py_ssize_t n,           # channels, at most one vector of floats
+    bint full,              # a constant: exactly one
+) noexcept nogil:
+    cdef vf64 zero = vf64_set(0)
+    cdef vf64 shifts[MAX_PARTS]
+    cdef vf64 m, c, v
+    cdef Py_ssize_t i, left
+    cdef int p
+    if shape.inner == 1:
+        vwiden(vload(at(x, first), n, full), shifts)
+    else:
+        for i in range(n):
+            (<double *>shifts)[i] = vget(x, (first + i) * shape.inner)
+    for p in range(lanes(x) // VF64_LANES):
+        i = first + p * VF64_LANES
+        left = n - p * VF64_LANES
+        c = load_doubles(sums + i, left, full) * inverse
+        v = vfma(load_doubles(sums + padded + i, left, full), inverse, zero - c * c)
+        v = vselect_lt(v, zero, zero, v)
+        m = shifts[p] + c
+        store_doubles(mean + i, m, left, full)
+        store_doubles(rest + i, (shifts[p] - m) + c, left, full)
+        store_doubles(var + i, v, left, full)
+        store_doubles(rstd + i, vf64_set(1) / vf64_sqrt(v + eps), left, full)
+
+
 cdef void finish_channels(
     const vreal *x,         # IN  (outer, channels, inner)
     const double *sums,     # IN  (3, padded)
@@ -224,25 +266,15 @@ cdef void finish_channels(
 ) noexcept nogil:
     """float32: moments of the channels from their sums about their first values."""
     cdef vf64 inverse = vf64_set(1 / (<double>shape.outer * <double>shape.inner))
-    cdef vf64 zero = vf64_set(0)
-    cdef double shifts[VF64_LANES]
-    cdef vf64 shift, c, m, v
-    cdef Py_ssize_t first = 0
-    cdef Py_ssize_t n, i
-    while first < shape.channels:
-        n = min(<Py_ssize_t>VF64_LANES, shape.channels - first)
-        for i in range(n):
-            shifts[i] = vget(x, (first + i) * shape.inner)
-        shift = load_doubles(shifts, n)
-        c = load_doubles(sums + first, n) * inverse
-        v = vfma(load_doubles(sums + padded + first, n), inverse, zero - c * c)
-        v = vselect_lt(v, zero, zero, v)
-        m = shift + c
-        store_doubles(mean + first, m, n)
-        store_doubles(rest + first, (shift - m) + c, n)
-        store_doubles(var + first, v, n)
-        store_doubles(rstd + first, vf64_set(1) / vf64_sqrt(v + vf64_set(eps)), n)
-        first += VF64_LANES
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t c = 0
+    while c + width <= shape.channels:
+        finish_vector(x, sums, mean, rest, var, rstd, shape, padded, inverse, vf64_set(eps), c,
+                      width, True)
+        c += width
+    if c < shape.channels:
+        finish_vector(x, sums, mean, rest, var, rstd, shape, padded, inverse, vf64_set(eps), c,
+                      shape.channels - c, False)
 
 
 cdef void merge_channel(

@@ -12,7 +12,7 @@ from cython.parallel cimport prange
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.channels cimport (
-    Shape, Statistics, beyond, find_doubles, gain_of, load_doubles, rest_of, rows_together,
+    NARROW, Shape, Statistics, beyond, find_doubles, gain_of, load_doubles, rest_of, rows_together,
     scale_channels, store_doubles, sweep_start,
 )
 from normlib._kernels.lines cimport MAX_HELD, Lines, close_lines, open_lines, pass_lines
@@ -29,6 +29,7 @@ cnp.import_array()
 
 cdef enum:
     PIECE = 16384        # elements of a plane that are one work item
+    FAR = 1 << 23        # elements of arrays out of every cache, where long rows go one by one
     BUFFER = 4096        # elements that are put together before they are streamed
 
 
@@ -129,9 +130,12 @@ cdef void normalize_rows(
     cdef Py_ssize_t channels = shape.channels
     cdef Py_ssize_t start = 0
     cdef Py_ssize_t n_rows, first, d, c, i, r
+    cdef Py_ssize_t together = rows_together(shape, stream)
+    if stream and channels > NARROW and shape.outer * channels >= FAR:
+        together = 1
     x = at(x, row * channels)
     while row < stop:
-        n_rows = min(rows_together(shape, stream), stop - row)
+        n_rows = min(together, stop - row)
         first = 0
         d = 0
         while first <= channels:
@@ -264,9 +268,9 @@ cdef void normalize_all(const vreal *x, const vreal *gain, const vreal *bias, vr
                         int n_threads) noexcept nogil:
     cdef bint large = shape.outer * shape.channels * shape.inner >= STREAM_FLOATS
     cdef int part
-    scale_channels(gain, bias, factors, at_out(factors, shape.channels),
-                   at_out(factors, 2 * shape.channels), &statistics, shape.channels)
-    find_doubles(gain, at(factors, shape.channels), doubles, &statistics, shape.channels)
+    find_doubles(gain, factors, doubles, &statistics, shape.channels,
+                 scale_channels(gain, bias, factors, at_out(factors, shape.channels),
+                                at_out(factors, 2 * shape.channels), &statistics, shape.channels))
     if n_threads == 1:
         normalize_part(x, gain, bias, factors, doubles, y, &shape, &statistics, large, 0, 1)
     else:
@@ -275,21 +279,32 @@ cdef void normalize_all(const vreal *x, const vreal *gain, const vreal *bias, vr
                            n_threads)
 
 
+cdef inline void reciprocal_vector(
+    const double *var,      # IN
+    double *rstd,           # OUT
+    vf64 *negative,         # IN/OUT: lanes of the last variance below 0
+    double eps,
+    Py_ssize_t n,           # at most one vector
+    bint full,              # a constant: exactly one
+) noexcept nogil:
+    cdef vf64 v = load_doubles(var, n, full)
+    negative[0] = vselect_lt(v, vf64_set(0), v, negative[0])
+    store_doubles(rstd, vf64_set(1) / vf64_sqrt(v + vf64_set(eps)), n, full)
+
+
 cpdef Py_ssize_t reciprocal_std(var, rstd, double eps) except -2:
     """rstd = 1 / sqrt(var + eps), both (C,); the first negative variance's index, or -1."""
     cdef const double *var_data = <double *>address(var)
     cdef double *rstd_data = <double *>address(rstd)
     cdef Py_ssize_t channels = dim(var, 0)
-    cdef vf64 zero = vf64_set(0)
-    cdef vf64 negative = zero
-    cdef vf64 v
+    cdef vf64 negative = vf64_set(0)
     cdef int i
     cdef Py_ssize_t c = 0
-    while c < channels:
-        v = load_doubles(var_data + c, channels - c)
-        negative = vselect_lt(v, zero, v, negative)
-        store_doubles(rstd_data + c, vf64_set(1) / vf64_sqrt(v + vf64_set(eps)), channels - c)
+    while c + VF64_LANES <= channels:
+        reciprocal_vector(var_data + c, rstd_data + c, &negative, eps, VF64_LANES, True)
         c += VF64_LANES
+    if c < channels:
+        reciprocal_vector(var_data + c, rstd_data + c, &negative, eps, channels - c, False)
     for i in range(VF64_LANES):
         if vget(&negative, i) < 0:
             for c in range(channels):

@@ -16,9 +16,10 @@ from cython.parallel cimport prange
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.channels cimport (
-    PANEL, Shape, Statistics, add_blocks, beyond, block_size, clear_sums, find_doubles, gain_of,
-    items_per_block, load_doubles, n_items, padded_channels, rest_of, rows_together,
-    scale_channels, scratch_size, store_doubles, sweep_start,
+    PANEL, Range, Shape, Statistics, add_blocks, beyond, block_size, clear_sums, exceeds_range,
+    find_doubles, gain_of, items_per_block, load_doubles, n_items, open_range, padded_channels,
+    rest_of, rows_together, scale_channels, scratch_size, store, store_doubles, sweep_start,
+    widen_range,
 )
 from normlib._kernels.plain cimport (
     as_doubles, find_channels, is_eps, is_input, is_like, is_parameter, new_vector,
@@ -26,11 +27,17 @@ from normlib._kernels.plain cimport (
 from normlib._kernels.rows cimport FOLD
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, STREAM_FLOATS, VF64_LANES, at, at_out, block_vecs,
-    lanes, to_boundary, vadd_to, vec_fence, vf32, vf64, vf64_set, vfirst, vfma, vfold, vget,
+    lanes, to_boundary, vec_fence, vec_prefetch, vf32, vf64, vf64_set, vfirst, vfma, vfold, vget,
     vload, vload_first, vnarrow, vput, vreal, vset, vstore, vstore_first, vsum_wide, vwiden,
 )
 
 cnp.import_array()
+
+cdef enum:
+    COLUMN_VECS = 2         # vectors of columns side by side: all sums stay in registers
+    MAX_COLUMN_VECS = 4     # in large arrays: longer runs of memory
+    CHUNK = 16384           # elements of rows that are summed together, at least FOLD rows
+    AHEAD = 2048            # elements that are prefetched while rows are streamed
 
 cdef enum:
     MEAN = 0                # rows of the factors of the backward pass
@@ -68,43 +75,66 @@ cdef inline void sum_columns(
     const vreal *dy,        # IN  (n_rows, stride), at the first column
     const vreal *x,         # IN  (n_rows, stride)
     const vreal *factors,   # IN  (7, stride)
-    double *sum1,           # IN/OUT (a block,)
-    double *sum2,           # IN/OUT (a block,)
-    Py_ssize_t n_rows,      # at most FOLD
+    double *sum1,           # IN/OUT (columns,)
+    double *sum2,           # IN/OUT (columns,)
+    Py_ssize_t n_rows,
     Py_ssize_t stride,
-    Py_ssize_t n_columns,   # at most one block of the type
-    bint full,              # a constant: exactly one
+    Py_ssize_t n_columns,   # at most n_vecs vectors
+    int n_vecs,             # a constant
+    bint full,              # a constant: exactly so many
+    bint ahead,             # a constant: whether to prefetch as many rows to come
 ) noexcept nogil:
-    """Add some rows to a block of columns' sums."""
-    cdef vreal acc1[MAX_BLOCK_VECS]
-    cdef vreal acc2[MAX_BLOCK_VECS]
-    cdef vreal mean[MAX_BLOCK_VECS]
-    cdef vreal rstd[MAX_BLOCK_VECS]
-    cdef vreal offset[MAX_BLOCK_VECS]
+    """Add some rows to the sums of some columns, in registers where there are enough."""
+    cdef vf64 wide1[MAX_COLUMN_VECS * MAX_PARTS]
+    cdef vf64 wide2[MAX_COLUMN_VECS * MAX_PARTS]
+    cdef vf64 parts[MAX_PARTS]
+    cdef vreal acc1[MAX_COLUMN_VECS]
+    cdef vreal acc2[MAX_COLUMN_VECS]
+    cdef vreal mean[MAX_COLUMN_VECS]
+    cdef vreal rstd[MAX_COLUMN_VECS]
+    cdef vreal offset[MAX_COLUMN_VECS]
     cdef vreal g, xhat
-    cdef int k
-    cdef int n_vecs = block_vecs(x)
+    cdef int k, p
+    cdef int n_parts = lanes(x) // VF64_LANES
     cdef Py_ssize_t width = lanes(x)
-    cdef Py_ssize_t r, i, left
+    cdef Py_ssize_t r, i, left, stop
     for k in range(n_vecs):
         i = k * width
         left = n_columns - i
         mean[k] = vload(at(factors, MEAN * stride + i), left, full)
         rstd[k] = vload(at(factors, RSTD * stride + i), left, full)
         offset[k] = vload(at(factors, OFFSET * stride + i), left, full)
-        acc1[k] = vset(0, x)
-        acc2[k] = vset(0, x)
-    for r in range(n_rows):
+        for p in range(n_parts):
+            wide1[k * n_parts + p] = (<vf64 *>sum1)[k * n_parts + p]
+            wide2[k * n_parts + p] = (<vf64 *>sum2)[k * n_parts + p]
+    r = 0
+    while r < n_rows:
+        stop = min(r + FOLD, n_rows)
         for k in range(n_vecs):
-            i = k * width
-            left = n_columns - i
-            g = vload(at(dy, r * stride + i), left, full)
-            xhat = vfma(vload(at(x, r * stride + i), left, full) - mean[k], rstd[k], offset[k])
-            acc1[k] = acc1[k] + g
-            acc2[k] = vfma(g, xhat, acc2[k])
-    for k in range(n_vecs):
-        vadd_to(sum1 + k * width, acc1[k])
-        vadd_to(sum2 + k * width, acc2[k])
+            acc1[k] = vset(0, x)
+            acc2[k] = vset(0, x)
+        while r < stop:
+            for k in range(n_vecs):
+                i = k * width
+                left = n_columns - i
+                if ahead:
+                    vec_prefetch(at(dy, (r + n_rows) * stride + i))
+                    vec_prefetch(at(x, (r + n_rows) * stride + i))
+                g = vload(at(dy, r * stride + i), left, full)
+                xhat = vfma(vload(at(x, r * stride + i), left, full) - mean[k], rstd[k], offset[k])
+                acc1[k] = acc1[k] + g
+                acc2[k] = vfma(g, xhat, acc2[k])
+            r += 1
+        for k in range(n_vecs):
+            vwiden(acc1[k], parts)
+            for p in range(n_parts):
+                wide1[k * n_parts + p] = wide1[k * n_parts + p] + parts[p]
+            vwiden(acc2[k], parts)
+            for p in range(n_parts):
+                wide2[k * n_parts + p] = wide2[k * n_parts + p] + parts[p]
+    for i in range(n_vecs * n_parts):
+        (<vf64 *>sum1)[i] = wide1[i]
+        (<vf64 *>sum2)[i] = wide2[i]
 
 
 cdef inline void sum_planes(
@@ -178,21 +208,31 @@ cdef inline void sum_rows(
     const vreal *factors,   # IN  (7, channels)
     double *sum1,           # IN/OUT (padded,)
     double *sum2,           # IN/OUT (padded,)
-    Py_ssize_t n_rows,      # at most FOLD
+    Py_ssize_t n_rows,
     Py_ssize_t channels,
     Py_ssize_t first,
     Py_ssize_t stop,
+    bint large,
 ) noexcept nogil:
     """Add some rows to the sums of the columns from first to stop."""
-    cdef Py_ssize_t size = block_vecs(x) * lanes(x)
+    cdef Py_ssize_t size = COLUMN_VECS * lanes(x)
     cdef Py_ssize_t c = first
+    if large:
+        size = MAX_COLUMN_VECS * lanes(x)
     while c + size <= stop:
-        sum_columns(at(dy, c), at(x, c), at(factors, c), sum1 + c, sum2 + c, n_rows, channels, size,
-                    True)
+        if large:
+            sum_columns(at(dy, c), at(x, c), at(factors, c), sum1 + c, sum2 + c, n_rows, channels,
+                        size, MAX_COLUMN_VECS, True, True)
+        else:
+            sum_columns(at(dy, c), at(x, c), at(factors, c), sum1 + c, sum2 + c, n_rows, channels,
+                        size, COLUMN_VECS, True, False)
         c += size
-    if c < stop:
+    if c < stop and large:
         sum_columns(at(dy, c), at(x, c), at(factors, c), sum1 + c, sum2 + c, n_rows, channels,
-                    stop - c, False)
+                    stop - c, MAX_COLUMN_VECS, False, True)
+    elif c < stop:
+        sum_columns(at(dy, c), at(x, c), at(factors, c), sum1 + c, sum2 + c, n_rows, channels,
+                    stop - c, COLUMN_VECS, False, False)
 
 
 cdef void sums_item(
@@ -200,6 +240,7 @@ cdef void sums_item(
     const vreal *x,         # IN  (outer, channels, inner)
     const vreal *gain,      # IN  (channels,) or NULL
     const vreal *factors,   # IN  (7, channels)
+    const Py_ssize_t *doubles,  # IN, ended by channels
     double *scratch,        # OUT (blocks, 3, padded)
     const Shape *shape,
     const Statistics *statistics,
@@ -213,27 +254,31 @@ cdef void sums_item(
     cdef double *sum1 = scratch + 3 * block * padded
     cdef double *sum2 = scratch + (3 * block + 1) * padded
     cdef double part1, part2
-    cdef Py_ssize_t n_rows, first, stop, row, r, o, i, c
+    cdef bint large = shape.outer * channels * shape.inner >= STREAM_FLOATS
+    cdef Py_ssize_t n_rows, rows, first, stop, row, r, o, i, c
     if shape.inner == 1:
         first = channel * PANEL
         stop = min(first + PANEL, channels)
         n_rows = min(size, shape.outer - block * size)
         row = block * size * channels
         clear_sums(sum1, sum2, first, min(first + PANEL, padded))
+        rows = max(1, CHUNK // channels // FOLD) * FOLD
         r = 0
         while r < n_rows:
             sum_rows(at(dy, row + r * channels), at(x, row + r * channels), factors, sum1, sum2,
-                     min(<Py_ssize_t>FOLD, n_rows - r), channels, first, stop)
-            r += FOLD
-        for c in range(first, stop):
-            if beyond(x, gain, statistics, c):
+                     min(rows, n_rows - r), channels, first, stop, large)
+            r += rows
+        while doubles[0] < stop:
+            c = doubles[0]
+            if c >= first:
                 sum_double(at(dy, row + c), at(x, row + c), sum1 + c, sum2 + c, n_rows, channels,
                            statistics, c)
+            doubles += 1
         return
     first = block * size
     n_rows = min(size, shape.outer - first)
     i = (first * channels + channel) * shape.inner
-    if not beyond(x, gain, statistics, channel):
+    if doubles[0] == channels or not beyond(x, gain, statistics, channel):
         sum_planes(at(dy, i), at(x, i), sum1 + channel, sum2 + channel, n_rows,
                    channels * shape.inner, shape.inner, vget(factors, MEAN * channels + channel),
                    vget(factors, RSTD * channels + channel),
@@ -296,6 +341,9 @@ cdef inline void input_gradient_vector(
     cdef Py_ssize_t r, i
     for r in range(n_rows):
         i = r * channels
+        if stream:
+            vec_prefetch(at(dy, i + AHEAD))
+            vec_prefetch(at(x, i + AHEAD))
         g = vload(at(dy, i), n, full)
         if counted == NULL or counted[r]:
             g = input_gradient(g, vload(at(x, i), n, full), mean, scale, center, slope, level)
@@ -442,31 +490,106 @@ cdef void input_gradient_part(
         vec_fence()
 
 
-cdef inline int load_gains(const vreal *gain, const vreal *tag, vf64 *parts, Py_ssize_t c,
-                           Py_ssize_t channels) noexcept nogil:
+cdef inline int load_gains(const vreal *gain, const vreal *like, vf64 *parts, Py_ssize_t c,
+                           Py_ssize_t n, bint full) noexcept nogil:
     """A vector of gains from channel c on, in double, or ones; returns how many parts."""
     if gain == NULL:
-        return vwiden(vset(1, tag), parts)
-    return vwiden(vload_first(at(gain, c), channels - c), parts)
+        return vwiden(vset(1, like), parts)
+    return vwiden(vload(at(gain, c), n, full), parts)
 
 
-cdef inline void scale_by_gain(
+cdef inline void scale_by_gain_vector(
+    const vreal *gain,      # IN  (channels,) or NULL
+    vreal *scale,           # OUT (channels,): gain * rstd
+    const Statistics *statistics,
+    Range *extent,          # IN/OUT
+    Py_ssize_t c,
+    Py_ssize_t n,           # channels from c on, at most one vector
+    bint full,              # a constant: exactly one
+) noexcept nogil:
+    cdef vf64 gains[MAX_PARTS]
+    cdef Py_ssize_t i, left
+    cdef int p
+    for p in range(load_gains(gain, scale, gains, c, n, full)):
+        i = c + p * VF64_LANES
+        left = n - p * VF64_LANES
+        gains[p] = gains[p] * load_doubles(statistics.rstd + i, left, full)
+        widen_range(extent, gains[p], left, full)
+    store(at_out(scale, c), vnarrow(gains, vset(0, scale)), n, full)
+
+
+cdef inline bint scale_by_gain(
     const vreal *gain,      # IN  (channels,) or NULL
     vreal *scale,           # OUT (channels,): gain * rstd
     const Statistics *statistics,
     Py_ssize_t channels,
 ) noexcept nogil:
-    cdef vf64 gains[MAX_PARTS]
+    """False where certainly no channel is beyond vector range for its scale."""
+    cdef Range extent
     cdef Py_ssize_t width = lanes(scale)
     cdef Py_ssize_t c = 0
-    cdef Py_ssize_t i
-    cdef int p
-    while c < channels:
-        for p in range(load_gains(gain, scale, gains, c, channels)):
-            i = c + p * VF64_LANES
-            gains[p] = gains[p] * load_doubles(statistics.rstd + i, channels - i)
-        vstore_first(at_out(scale, c), vnarrow(gains, vset(0, scale)), channels - c)
+    open_range(&extent)
+    while c + width <= channels:
+        scale_by_gain_vector(gain, scale, statistics, &extent, c, width, True)
         c += width
+    if c < channels:
+        scale_by_gain_vector(gain, scale, statistics, &extent, c, channels - c, False)
+    return exceeds_range(&extent)
+
+
+cdef inline void finish_vector(
+    const vreal *gain,      # IN  (channels,) or NULL
+    vreal *factors,         # IN/OUT (7, channels)
+    double *sums,           # IN/OUT (2, padded): S1 and S2, then S1 / n and S2 / n
+    vreal *dgain,           # OUT (channels,) or NULL
+    vreal *dbias,           # OUT (channels,)
+    const Statistics *statistics,
+    Py_ssize_t channels,
+    Py_ssize_t padded,
+    vf64 inverse,           # 1 / the count of values
+    Py_ssize_t c,
+    Py_ssize_t n,           # channels from c on, at most one vector
+    bint full,              # a constant: exactly one
+) noexcept nogil:
+    cdef vf64 scales[MAX_PARTS]
+    cdef vf64 sum1[MAX_PARTS]
+    cdef vf64 sum2[MAX_PARTS]
+    cdef vf64 centers[MAX_PARTS]
+    cdef vf64 offsets[MAX_PARTS]
+    cdef vf64 rstd
+    cdef vf64 zero = vf64_set(0)
+    cdef vreal like = vset(0, factors)
+    cdef vreal center
+    cdef int p
+    cdef int n_parts = load_gains(gain, factors, scales, c, n, full)
+    cdef Py_ssize_t i, left
+    vwiden(vload(at(factors, OFFSET * channels + c), n, full), offsets)
+    for p in range(n_parts):
+        i = c + p * VF64_LANES
+        left = n - p * VF64_LANES
+        sum1[p] = load_doubles(sums + i, left, full)
+        sum2[p] = load_doubles(sums + padded + i, left, full)
+    store(at_out(dbias, c), vnarrow(sum1, like), n, full)
+    if dgain != NULL:
+        store(at_out(dgain, c), vnarrow(sum2, like), n, full)
+    for p in range(n_parts):
+        i = c + p * VF64_LANES
+        left = n - p * VF64_LANES
+        sum1[p] = sum1[p] * inverse
+        sum2[p] = sum2[p] * inverse
+        store_doubles(sums + i, sum1[p], left, full)
+        store_doubles(sums + padded + i, sum2[p], left, full)
+    center = vnarrow(sum1, like)
+    vwiden(center, centers)
+    store(at_out(factors, CENTER * channels + c), center, n, full)
+    for p in range(n_parts):
+        i = c + p * VF64_LANES
+        rstd = load_doubles(statistics.rstd + i, n - p * VF64_LANES, full)
+        scales[p] = zero - scales[p] * rstd
+        sum1[p] = scales[p] * ((sum1[p] - centers[p]) + sum2[p] * offsets[p])
+        sum2[p] = scales[p] * sum2[p] * rstd
+    store(at_out(factors, SLOPE * channels + c), vnarrow(sum2, like), n, full)
+    store(at_out(factors, LEVEL * channels + c), vnarrow(sum1, like), n, full)
 
 
 cdef void finish_gradients(
@@ -480,49 +603,16 @@ cdef void finish_gradients(
     Py_ssize_t padded,
     double count,
 ) noexcept nogil:
-    cdef vf64 scales[MAX_PARTS]
-    cdef vf64 sum1[MAX_PARTS]
-    cdef vf64 sum2[MAX_PARTS]
-    cdef vf64 centers[MAX_PARTS]
-    cdef vf64 offsets[MAX_PARTS]
-    cdef vf64 rstd
     cdef vf64 inverse = vf64_set(1 / count)
-    cdef vf64 zero = vf64_set(0)
-    cdef vreal like = vset(0, factors)
-    cdef vreal center
-    cdef int p, n_parts
     cdef Py_ssize_t width = lanes(factors)
     cdef Py_ssize_t c = 0
-    cdef Py_ssize_t n, i
-    while c < channels:
-        n = channels - c
-        n_parts = load_gains(gain, factors, scales, c, channels)
-        vwiden(vload_first(at(factors, OFFSET * channels + c), n), offsets)
-        for p in range(n_parts):
-            i = c + p * VF64_LANES
-            sum1[p] = load_doubles(sums + i, channels - i)
-            sum2[p] = load_doubles(sums + padded + i, channels - i)
-        vstore_first(at_out(dbias, c), vnarrow(sum1, like), n)
-        if dgain != NULL:
-            vstore_first(at_out(dgain, c), vnarrow(sum2, like), n)
-        for p in range(n_parts):
-            i = c + p * VF64_LANES
-            sum1[p] = sum1[p] * inverse
-            sum2[p] = sum2[p] * inverse
-            store_doubles(sums + i, sum1[p], channels - i)
-            store_doubles(sums + padded + i, sum2[p], channels - i)
-        center = vnarrow(sum1, like)
-        vwiden(center, centers)
-        vstore_first(at_out(factors, CENTER * channels + c), center, n)
-        for p in range(n_parts):
-            i = c + p * VF64_LANES
-            rstd = load_doubles(statistics.rstd + i, channels - i)
-            scales[p] = zero - scales[p] * rstd
-            sum1[p] = scales[p] * ((sum1[p] - centers[p]) + sum2[p] * offsets[p])
-            sum2[p] = scales[p] * sum2[p] * rstd
-        vstore_first(at_out(factors, SLOPE * channels + c), vnarrow(sum2, like), n)
-        vstore_first(at_out(factors, LEVEL * channels + c), vnarrow(sum1, like), n)
+    while c + width <= channels:
+        finish_vector(gain, factors, sums, dgain, dbias, statistics, channels, padded, inverse, c,
+                      width, True)
         c += width
+    if c < channels:
+        finish_vector(gain, factors, sums, dgain, dbias, statistics, channels, padded, inverse, c,
+                      channels - c, False)
 
 
 cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const char *counted,
@@ -531,25 +621,25 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
                        Py_ssize_t padded, int n_threads) noexcept nogil:
     cdef Py_ssize_t channels = shape.channels
     cdef Py_ssize_t run = channels if shape.inner == 1 else shape.inner
-    cdef bint stream
+    cdef bint stream, any_double
     cdef Py_ssize_t i
     cdef int part
     # First the offset of xhat, of which gain is no part; then SCALE, of which it is.
-    scale_channels(<const vreal *>NULL, <const vreal *>NULL, at_out(factors, MEAN * channels),
-                   at_out(factors, RSTD * channels), at_out(factors, OFFSET * channels),
-                   &statistics, channels)
-    scale_by_gain(gain, at_out(factors, SCALE * channels), &statistics, channels)
-    find_doubles(gain, at(factors, SCALE * channels), doubles, &statistics, channels)
+    any_double = scale_channels(
+        <const vreal *>NULL, <const vreal *>NULL, at_out(factors, MEAN * channels),
+        at_out(factors, RSTD * channels), at_out(factors, OFFSET * channels), &statistics, channels)
+    any_double |= scale_by_gain(gain, at_out(factors, SCALE * channels), &statistics, channels)
+    find_doubles(gain, factors, doubles, &statistics, channels, any_double)
     # Channels in double break rows into runs that start anywhere.
     stream = (shape.outer * channels * shape.inner >= STREAM_FLOATS
               and run % lanes(x) == 0 and to_boundary(dx) == 0
               and not (shape.inner == 1 and doubles[0] < channels))
     if n_threads == 1:
         for i in range(n_items(&shape)):
-            sums_item(dy, x, gain, factors, scratch, &shape, &statistics, padded, i)
+            sums_item(dy, x, gain, factors, doubles, scratch, &shape, &statistics, padded, i)
     else:
         for i in prange(n_items(&shape), schedule="static", num_threads=n_threads):
-            sums_item(dy, x, gain, factors, scratch, &shape, &statistics, padded, i)
+            sums_item(dy, x, gain, factors, doubles, scratch, &shape, &statistics, padded, i)
     add_blocks(scratch, &shape, padded)
     finish_gradients(gain, factors, scratch, dgain, dbias, &statistics, channels, padded, n)
     if n_threads == 1:

@@ -16,12 +16,10 @@ Outputs follow in sweeps, from the last to the first where they leave the cache.
 
 A channel whose scale, gain * rstd, is beyond the range of its type is done in double.
 """
-from libc.math cimport fabs
-
 from normlib._kernels.rows cimport vector_range
 from normlib._kernels.vec cimport (
-    MAX_PARTS, VF64_LANES, at, at_out, lanes, vf64, vget, vload_first, vnarrow, vreal, vset,
-    vstore_first, vwiden,
+    MAX_PARTS, VF64_LANES, at, at_out, lanes, vabs, vf64, vf64_set, vfirst, vget, vload, vmax, vmin,
+    vnarrow, vreal, vset, vstore_first, vwiden,
 )
 
 cdef enum:
@@ -81,7 +79,7 @@ cdef inline Py_ssize_t rows_together(const Shape *shape, bint stream) noexcept n
 
     Streaming stores want to fill a cache line before they go on to another one.
     """
-    return 1 if stream and shape.channels > NARROW else OUTER
+    return 2 if stream and shape.channels > NARROW else OUTER
 
 
 cdef inline Py_ssize_t sweep_start(Py_ssize_t first, Py_ssize_t stop, Py_ssize_t size,
@@ -116,12 +114,20 @@ cdef inline void add_blocks(
             scratch[c] += block[c]
 
 
-cdef inline vf64 load_doubles(const double *array, Py_ssize_t n) noexcept nogil:
-    return vload_first(<const vf64 *>array, n)
+cdef inline void store(vreal *row, vreal v, Py_ssize_t n, bint full) noexcept nogil:
+    """Store the first n lanes; all of them where full, a constant, says so."""
+    if full:
+        row[0] = v
+    else:
+        vstore_first(row, v, n)
 
 
-cdef inline void store_doubles(double *array, vf64 v, Py_ssize_t n) noexcept nogil:
-    vstore_first(<vf64 *>array, v, n)
+cdef inline vf64 load_doubles(const double *array, Py_ssize_t n, bint full) noexcept nogil:
+    return vload(<const vf64 *>array, n, full)
+
+
+cdef inline void store_doubles(double *array, vf64 v, Py_ssize_t n, bint full) noexcept nogil:
+    store(<vf64 *>array, v, n, full)
 
 
 cdef struct Statistics:     # each (channels,)
@@ -145,7 +151,84 @@ cdef inline bint beyond(const vreal *x, const vreal *gain, const Statistics *sta
     return not (vector_range(x, rstd) and vector_range(x, gain_of(gain, c) * rstd))
 
 
-cdef inline void scale_channels(
+cdef struct Range:          # of what channels are scaled by
+    vf64 least
+    vf64 most
+
+
+cdef inline void open_range(Range *extent) noexcept nogil:
+    extent.least = vf64_set(1)
+    extent.most = vf64_set(1)
+
+
+cdef inline void widen_range(Range *extent, vf64 v, Py_ssize_t n, bint full) noexcept nogil:
+    """Take in the sizes of the first n lanes; of all where full, a constant. NaN leaves no trace."""
+    cdef vf64 one = vf64_set(1)
+    v = vabs(v)
+    if not full:
+        v = v + (one - vfirst(one, n))
+    extent.least = vmin(v, extent.least)
+    extent.most = vmax(v, extent.most)
+
+
+cdef inline bint exceeds_range(const Range *extent) noexcept nogil:
+    """Whether some value may be beyond vector range."""
+    cdef double least = 1
+    cdef double most = 1
+    cdef int i
+    for i in range(VF64_LANES):
+        least = min(least, vget(&extent.least, i))
+        most = max(most, vget(&extent.most, i))
+    return least <= 1e-30 or most >= 1e30
+
+
+cdef inline void scale_vector(
+    const vreal *gain,      # IN  (channels,) or NULL
+    const vreal *bias,      # IN  (channels,) or NULL
+    vreal *mean_hi,         # OUT (channels,)
+    vreal *scale,           # OUT (channels,): gain * rstd
+    vreal *offset,          # OUT (channels,): bias - mean_lo * scale
+    const Statistics *statistics,
+    Range *extent,          # IN/OUT
+    Py_ssize_t c,
+    Py_ssize_t n,           # channels from c on, at most one vector
+    bint full,              # a constant: exactly one
+) noexcept nogil:
+    cdef vf64 gains[MAX_PARTS]
+    cdef vf64 biases[MAX_PARTS]
+    cdef vf64 means[MAX_PARTS]
+    cdef vf64 highs[MAX_PARTS]
+    cdef vf64 scales[MAX_PARTS]
+    cdef vf64 offsets[MAX_PARTS]
+    cdef vf64 low, rstd
+    cdef vreal high
+    cdef int p
+    cdef int n_parts = vwiden(vset(1, scale) if gain == NULL else vload(at(gain, c), n, full),
+                              gains)
+    cdef Py_ssize_t i, left
+    vwiden(vset(0, scale) if bias == NULL else vload(at(bias, c), n, full), biases)
+    for p in range(n_parts):
+        i = c + p * VF64_LANES
+        left = n - p * VF64_LANES
+        means[p] = load_doubles(statistics.mean + i, left, full)
+        rstd = load_doubles(statistics.rstd + i, left, full)
+        scales[p] = gains[p] * rstd
+        widen_range(extent, rstd, left, full)
+        widen_range(extent, scales[p], left, full)
+    high = vnarrow(means, vset(0, scale))
+    vwiden(high, highs)
+    for p in range(n_parts):
+        i = c + p * VF64_LANES
+        low = means[p] - highs[p]
+        if statistics.rest != NULL:
+            low = low + load_doubles(statistics.rest + i, n - p * VF64_LANES, full)
+        offsets[p] = biases[p] - low * scales[p]
+    store(at_out(mean_hi, c), high, n, full)
+    store(at_out(scale, c), vnarrow(scales, high), n, full)
+    store(at_out(offset, c), vnarrow(offsets, high), n, full)
+
+
+cdef inline bint scale_channels(
     const vreal *gain,      # IN  (channels,) or NULL
     const vreal *bias,      # IN  (channels,) or NULL
     vreal *mean_hi,         # OUT (channels,)
@@ -154,58 +237,33 @@ cdef inline void scale_channels(
     const Statistics *statistics,
     Py_ssize_t channels,
 ) noexcept nogil:
-    cdef vf64 gains[MAX_PARTS]
-    cdef vf64 biases[MAX_PARTS]
-    cdef vf64 means[MAX_PARTS]
-    cdef vf64 highs[MAX_PARTS]
-    cdef vf64 scales[MAX_PARTS]
-    cdef vf64 offsets[MAX_PARTS]
-    cdef vf64 low
-    cdef vreal high
-    cdef int p, n_parts
+    """False where certainly no channel is beyond vector range."""
+    cdef Range extent
     cdef Py_ssize_t width = lanes(mean_hi)
     cdef Py_ssize_t c = 0
-    cdef Py_ssize_t n, i
-    while c < channels:
-        n = min(width, channels - c)
-        n_parts = vwiden(vset(1, mean_hi) if gain == NULL else vload_first(at(gain, c), n), gains)
-        vwiden(vset(0, mean_hi) if bias == NULL else vload_first(at(bias, c), n), biases)
-        for p in range(n_parts):
-            i = c + p * VF64_LANES
-            means[p] = load_doubles(statistics.mean + i, channels - i)
-            scales[p] = gains[p] * load_doubles(statistics.rstd + i, channels - i)
-        high = vnarrow(means, vset(0, mean_hi))
-        vwiden(high, highs)
-        for p in range(n_parts):
-            i = c + p * VF64_LANES
-            low = means[p] - highs[p]
-            if statistics.rest != NULL:
-                low = low + load_doubles(statistics.rest + i, channels - i)
-            offsets[p] = biases[p] - low * scales[p]
-        vstore_first(at_out(mean_hi, c), high, n)
-        vstore_first(at_out(scale, c), vnarrow(scales, high), n)
-        vstore_first(at_out(offset, c), vnarrow(offsets, high), n)
+    open_range(&extent)
+    while c + width <= channels:
+        scale_vector(gain, bias, mean_hi, scale, offset, statistics, &extent, c, width, True)
         c += width
+    if c < channels:
+        scale_vector(gain, bias, mean_hi, scale, offset, statistics, &extent, c, channels - c,
+                     False)
+    return exceeds_range(&extent)
 
 
 cdef inline void find_doubles(
     const vreal *gain,      # IN  (channels,) or NULL
-    const vreal *scale,     # IN  (channels,)
+    const vreal *like,      # IN: any pointer of the type
     Py_ssize_t *doubles,    # OUT (channels + 1,): the channels beyond vector range, then channels
     const Statistics *statistics,
     Py_ssize_t channels,
+    bint any,               # whether there may be one
 ) noexcept nogil:
-    cdef double size, rstd
-    cdef Py_ssize_t suspects = 0
     cdef Py_ssize_t n = 0
     cdef Py_ssize_t c
-    for c in range(channels):
-        size = fabs(vget(scale, c))
-        rstd = statistics.rstd[c]
-        suspects += 1 - ((size > 1e-30) & (size < 1e30) & (rstd > 1e-30) & (rstd < 1e30))
-    if suspects > 0:
+    if any:
         for c in range(channels):
-            if beyond(scale, gain, statistics, c):
+            if beyond(like, gain, statistics, c):
                 doubles[n] = c
                 n += 1
     doubles[n] = channels

@@ -110,19 +110,27 @@ cdef inline bint find_channels(object x, object channel_axis, Shape *shape) exce
     return True
 
 
-cdef inline object as_doubles(object array, Py_ssize_t n):
-    """A plain (n,) of floats or doubles as doubles, copied only if it is of floats; else None."""
-    if is_vector(array, cnp.NPY_FLOAT64, n):
-        return array
-    if is_vector(array, cnp.NPY_FLOAT32, n):
-        return cnp.PyArray_Cast(array, cnp.NPY_FLOAT64)
-    return None
-
-
 cdef inline object new_vector(Py_ssize_t n, int number):
     """An uninitialized (n,) of that type."""
     cdef cnp.npy_intp size = n
     return cnp.PyArray_SimpleNew(1, &size, number)
+
+
+cdef inline object as_doubles(object array, Py_ssize_t n):
+    """A plain (n,) of floats or doubles as doubles, copied only if it is of floats; else None."""
+    cdef const float *source
+    cdef double *target
+    cdef Py_ssize_t i
+    if is_vector(array, cnp.NPY_FLOAT64, n):
+        return array
+    if not is_vector(array, cnp.NPY_FLOAT32, n):
+        return None
+    doubles = new_vector(n, cnp.NPY_FLOAT64)
+    source = <const float *>cnp.PyArray_DATA(array)
+    target = <double *>cnp.PyArray_DATA(doubles)
+    for i in range(n):
+        target[i] = source[i]
+    return doubles
 
 
 cdef inline object rounded_to(object doubles, Py_ssize_t n, int number):
