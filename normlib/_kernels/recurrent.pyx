@@ -118,7 +118,7 @@ cdef void forward_share(const vreal *tag, const Run *shared, int thread,
     cdef Py_ssize_t t, s, end, n
     cdef int k
     mine.scratch = shared.scratch + thread * shared.scratch_bytes
-    if mine.gates.data == NULL and mine.kind == LSTM:
+    if mine.gates.data == NULL and mine.kind == LSTM and mine.inputs.extent != EVERY_STEP:
         mine.gates = mine.inputs    # a row's own, until its output is made
     elif mine.gates.data == NULL:
         mine.gates.data = scratch_of(run, 0)

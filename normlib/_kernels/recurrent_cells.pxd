@@ -69,13 +69,14 @@ cdef inline void lstm_forward(const vreal *tag, const Run *run, Py_ssize_t t, Py
     cdef inline void *arrays[MAX_ARRAYS]
     cdef bint done[3]
     cdef Py_ssize_t r, n
+    cdef Py_ssize_t most = FEW if run.gates.row_bytes > 0 else 1    # gates in scratch are of one row
     cdef Py_ssize_t start = first
     cdef char *a_ih
     cdef char *a_hh
     cdef char *c
     cdef char *normed_c
     while start < stop:
-        n = min(FEW, stop - start)
+        n = min(most, stop - start)
         a_ih = row_of(&run.inputs, run, t, start)
         a_hh = row_of(&run.products, run, t, start)
         done[0] = normalize_rows(&run.norms[0], run, t, n, a_ih, a_ih)
