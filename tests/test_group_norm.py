@@ -348,3 +348,42 @@ def test_gradients_of_nan_inf_and_overflow_are_silent(dtype, rng):
         dy = np.array([[[np.inf, -np.inf], [largest, largest]]], dtype)
         _, _, dbias = normlib.group_norm_backward(dy, x, 1, mean, rstd, gain)
     np.testing.assert_array_equal(dbias, np.array([np.nan, np.inf], dtype))
+
+
+@pytest.mark.parametrize("inner", [32, 50, 64, 130, 784])
+@pytest.mark.parametrize("channels", [1, 3, 13, 32])
+def test_planes_have_the_same_gradient_beside_any_others(
+    cpu_level, n_threads, channels, inner, rng
+):
+    """Some are taken together, and each by itself where one of those is extreme."""
+    x, dy = (3 + rng.standard_normal((2, 5, channels, inner))).astype(np.float32)
+    gain = rng.uniform(0.5, 1.5, channels).astype(np.float32)
+
+    def gradients(x, dy):
+        _, mean, rstd = normlib.instance_norm_forward(x, eps=0)
+        return normlib.instance_norm_backward(dy, x, mean, rstd, gain)
+
+    dx, dgain, dbias = gradients(x, dy)
+    expected, gain_terms, bias_terms = group_norm_backward(dy, x, channels, gain, eps=0)
+    np.testing.assert_allclose(dx, expected.astype(float), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(dgain, gain_terms.sum((0, 2)).astype(float), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(dbias, bias_terms.sum((0, 2)).astype(float), rtol=1e-5)
+    others = np.ones((5, channels), bool)
+    for sample, channel, values in [
+        (0, 0, 1e-33 * rng.standard_normal(inner)),
+        (1, channels // 2, np.full(inner, np.nan)),
+        (2, channels - 1, np.full(inner, 7)),
+        (3, 0, np.geomspace(1e-30, 1e38, inner)),
+    ]:
+        x[sample, channel] = values
+        others[sample, channel] = False
+    dy[4, 0] = np.inf
+    others[4, 0] = False
+    with np.errstate(all="ignore"):
+        changed, _, _ = gradients(x, dy)
+    np.testing.assert_array_equal(changed[others], dx[others])
+    for one in range(5):
+        with np.errstate(all="ignore"):
+            alone, _, _ = gradients(x[one : one + 1], dy[one : one + 1])
+        np.testing.assert_array_equal(alone[0], changed[one])
+    assert np.isnan(changed[1, channels // 2]).all()

@@ -41,6 +41,9 @@ def results(x, dy, gain):
         y, mean, var = normlib.batch_norm_forward(x, gain)
         arrays += [y, mean, var, *normlib.batch_norm_backward(dy, x, mean, var, gain)]
         arrays.append(normlib.batch_norm(x, mean, var, gain))
+    seen, dseen = x.reshape(1, len(x), -1), dy.reshape(1, len(x), -1)
+    y, mean, rstd = normlib.instance_norm_forward(seen)
+    arrays += [y, mean, rstd, *normlib.instance_norm_backward(dseen, seen, mean, rstd)]
     planes = x.reshape(len(x), 1, -1)
     if planes.shape[2] > 1:
         y, mean, var = normlib.batch_norm_forward(planes, channel_axis=1)

@@ -1,5 +1,7 @@
 """PyTorch in inference mode: functional calls forward, the native operators backward.
 
+RMS norm, which has none, backward by autograd.
+
 Recurrent networks: its modules; layer-normalized ones, which it lacks, under TorchScript; gradients
 by autograd.
 """
@@ -76,6 +78,19 @@ class Torch(Peer):
 
     rms_norm_out = rms_norm
 
+    def rms_norm_backward(self, i: Inputs) -> Run:
+        # By its formula's parts, of which the graph is kept: the CPU has no operation of its own.
+        with torch.inference_mode(False):
+            dy, x, gain = map(torch.from_numpy, (i.dy, i.x, i.gain))
+            inputs = x.requires_grad_(), gain.requires_grad_()
+            y = functional.rms_norm(x, gain.shape, gain, EPS)
+
+        def run() -> tuple[torch.Tensor, ...]:
+            with torch.inference_mode(False):
+                return torch.autograd.grad(y, inputs, dy, retain_graph=True)
+
+        return run
+
     def add_layer_norm(self, i: Inputs) -> Run:
         x, residual, gain, bias = map(torch.from_numpy, (i.x, i.dy, i.gain, i.bias))
         shape = gain.shape
@@ -99,14 +114,10 @@ class Torch(Peer):
         return run
 
     def add_layer_norm_backward(self, i: Inputs) -> Run:
-        dtotal = torch.from_numpy(i.dy)
-        backward: Callable[[], Any] = self.layer_norm_backward(i)
+        return _and_around(i, self.layer_norm_backward(i))
 
-        def run() -> tuple[torch.Tensor, ...]:
-            dx, dgain, dbias = backward()
-            return dx.add_(dtotal), dgain, dbias
-
-        return run
+    def add_rms_norm_backward(self, i: Inputs) -> Run:
+        return _and_around(i, self.rms_norm_backward(i))
 
     def group_norm(self, i: Inputs) -> Run:
         x, gain, bias = map(torch.from_numpy, (i.x, i.gain, i.bias))
@@ -157,6 +168,17 @@ class Torch(Peer):
                 forms = [_script(SCRIPTS[i.cell], parameters, at_once) for at_once in (False, True)]
                 return _faster([_timed_as(i, form, parameters) for form in forms])
         return None
+
+
+def _and_around(i: Inputs, backward: Callable[[], Any]) -> Run:
+    """A normalization's gradient, and to dx what came around it added in place."""
+    dtotal = torch.from_numpy(i.dy)
+
+    def run() -> tuple[torch.Tensor, ...]:
+        dx, *others = backward()
+        return dx.add_(dtotal), *others
+
+    return run
 
 
 # ---- recurrent networks --------------------------------------------------------------------------

@@ -66,6 +66,8 @@ typedef int64_t vi64;
 #define MAX_BLOCK_VECS VF32_BLOCK_VECS
 #define MAX_WIDE_VECS (16 / VF64_LANES)
 #define MAX_PARTS 2
+/* VF64_LANES of the widest level, for the sizes of arrays. */
+#define MAX_VF64_LANES 8
 
 #define VEC_FN static inline __attribute__((always_inline, unused))
 #if !defined(__GNUC__)
@@ -486,11 +488,16 @@ VEC_FN ptrdiff_t vf64_to_boundary(const vf64 *p)
 VEC_DEFINE_FOLD(vf32, VF32_BLOCK_VECS, VF32_PARTS)
 VEC_DEFINE_FOLD(vf64, VF64_BLOCK_VECS, VF64_PARTS)
 
-/* Sum of n_vecs (a power of two) vectors of double lanes, by halves. */
-VEC_FN double vec_sum_wide(vf64 *wide, int n_vecs)
+/* Sum of n_vecs (a power of two) vectors of double lanes, by halves: down to a vector, and its lanes. */
+VEC_FN vf64 vec_halve_wide(vf64 *wide, int n_vecs)
 {
     for (int half = n_vecs / 2; half > 0; half /= 2)
         for (int i = 0; i < half; i++) wide[i] += wide[i + half];
+    return wide[0];
+}
+VEC_FN double vec_sum_wide(vf64 *wide, int n_vecs)
+{
+    vec_halve_wide(wide, n_vecs);
 #if VEC_BYTES == 64
     __m256d a = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)wide[0]),
                               _mm512_extractf64x4_pd((__m512d)wide[0], 1));

@@ -17,6 +17,7 @@ cdef extern from "vec.h" nogil:
         MAX_BLOCK_VECS
         MAX_WIDE_VECS
         MAX_PARTS
+        MAX_VF64_LANES
         VF32_PARTS
         VF64_PARTS
         VF32_WIDE_VECS
@@ -58,6 +59,8 @@ cdef extern from "vec.h" nogil:
     void vf64_fold(const vf64 *, vf64 *) noexcept
     double vf32_sum_wide(vf64 *) noexcept
     double vf64_sum_wide(vf64 *) noexcept
+    vf64 vec_halve_wide(vf64 *, int) noexcept
+    double vec_sum_wide(vf64 *, int) noexcept
     void vf32_widen(vf32, vf64 *) noexcept
     void vf64_widen(vf64, vf64 *) noexcept
     vf32 vf32_narrow(const vf64 *) noexcept
@@ -245,6 +248,11 @@ cdef inline double vsum_wide(const vreal *row, vf64 *wide) noexcept nogil:
         return vf32_sum_wide(wide)
     else:
         return vf64_sum_wide(wide)
+
+
+cdef inline vf64 vhalve_wide(const vreal *row, vf64 *wide) noexcept nogil:
+    """The first of vsum_wide's additions, which leave one vector (overwrites them)."""
+    return vec_halve_wide(wide, wide_vecs(row))
 
 
 cdef inline int vwiden(vreal v, vf64 *parts) noexcept nogil:

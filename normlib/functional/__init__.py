@@ -13,10 +13,8 @@ from normlib.functional.add import (
     add_rms_norm_forward,
 )
 from normlib.functional.batch import batch_norm, batch_norm_backward, batch_norm_forward
-from normlib.functional.group import (
-    group_norm,
-    group_norm_backward,
-    group_norm_forward,
+from normlib.functional.group import group_norm, group_norm_backward, group_norm_forward
+from normlib.functional.instance import (
     instance_norm,
     instance_norm_backward,
     instance_norm_forward,

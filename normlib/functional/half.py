@@ -8,7 +8,7 @@ from normlib import _kernels
 from normlib.arrays import HALF, SINGLE, Array, check_out
 from normlib.threads import threads_for
 
-__all__ = ["rounded", "widen"]
+__all__ = ["narrow", "rounded", "widen"]
 
 
 def widen(x: Array) -> Array:
@@ -19,12 +19,17 @@ def widen(x: Array) -> Array:
     return wide
 
 
-def _narrow(wide: Array, dtype: np.dtype[Any]) -> Array:
-    narrow = np.empty(wide.shape, dtype)
+def narrow(wide: Array, out: Array) -> None:
+    """Round float32 to out, C-contiguous, of a half type."""
     wide = np.ascontiguousarray(wide)
-    bits = narrow.view(np.uint16)
-    _kernels.halves.narrow(wide, bits, wide.size, dtype != HALF, threads_for(wide.size))
-    return narrow
+    bits = out.view(np.uint16)
+    _kernels.halves.narrow(wide, bits, wide.size, out.dtype != HALF, threads_for(wide.size))
+
+
+def _rounded(wide: Array, dtype: np.dtype[Any]) -> Array:
+    out = np.empty(wide.shape, dtype)
+    narrow(wide, out)
+    return out
 
 
 def rounded(x: Array, results: Any, out: Array | None = None) -> Any:
@@ -32,10 +37,11 @@ def rounded(x: Array, results: Any, out: Array | None = None) -> Any:
     check_out(out, x)
     if not isinstance(results, tuple):
         return rounded(x, (results,), out)[0]
-    narrow = [
-        _narrow(one, x.dtype) if one is not None and one.dtype == SINGLE else one for one in results
+    halves = [
+        _rounded(one, x.dtype) if one is not None and one.dtype == SINGLE else one
+        for one in results
     ]
     if out is not None:
-        out[...] = narrow[0]
-        narrow[0] = out
-    return tuple(narrow)
+        out[...] = halves[0]
+        halves[0] = out
+    return tuple(halves)
