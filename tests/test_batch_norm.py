@@ -116,6 +116,23 @@ def test_extreme_channel_leaves_the_others_alone(cpu_level, layout, rng):
     np.testing.assert_array_equal(dx[:, untouched], dx1[:, untouched])
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_spread_whose_reciprocal_overflows(cpu_level, masked, rng):
+    x = rng.uniform(1, 2, (40, 5))
+    gain, bias = rng.uniform(0.5, 1.5, (2, 5))
+    faint = np.ldexp(np.round(np.ldexp(x, 20)), -1070)  # the same on a coarse grid
+    x = np.ldexp(faint, 1050)
+    faint[:, 1] = x[:, 1]
+    mask = np.arange(40) % 3 > 0 if masked else None
+    expected, _, _ = normlib.batch_norm_forward(x, gain, bias, eps=0.0, mask=mask)
+    y, mean, var = normlib.batch_norm_forward(faint, gain, bias, eps=0.0, mask=mask)
+    np.testing.assert_allclose(y, expected, atol=1e-12)
+    assert np.isfinite(mean).all()
+    assert np.isfinite(var).all()
+    normlib.batch_norm_forward(faint, gain, bias, eps=0.0, mask=mask, out=faint)
+    np.testing.assert_array_equal(faint, y)
+
+
 @pytest.mark.parametrize("shape", [(32771, 64), (2051, 1024), (129, 16384), (33, 3, 21504)])
 def test_arrays_that_leave_the_cache(cpu_level, n_threads, shape, rng):
     x, dy = rng.standard_normal((2, *shape), dtype=np.float32)

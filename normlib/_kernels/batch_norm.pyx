@@ -12,8 +12,8 @@ from cython.parallel cimport prange
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.channels cimport (
-    NARROW, Shape, Statistics, beyond, find_doubles, gain_of, load_doubles, rest_of, rows_together,
-    scale_channels, store_doubles, sweep_start,
+    NARROW, PAIR, Shape, Statistics, beyond, find_doubles, gain_of, load_doubles, rest_of,
+    rows_together, scale_channels, store_doubles, sweep_start,
 )
 from normlib._kernels.lines cimport MAX_HELD, Lines, close_lines, open_lines, pass_lines
 from normlib._kernels.norm_rows cimport NormForward, forward_capsule
@@ -140,9 +140,15 @@ cdef void normalize_rows(
         d = 0
         while first <= channels:
             c = doubles[d]
-            if stream:
+            if stream and n_rows == PAIR:
+                normalize_columns(at(x, start), factors, at_out(y, start), PAIR, channels, first, c,
+                                  True)
+            elif stream:
                 normalize_columns(at(x, start), factors, at_out(y, start), n_rows, channels, first,
                                   c, True)
+            elif n_rows == PAIR:
+                normalize_columns(at(x, start), factors, at_out(y, start), PAIR, channels, first, c,
+                                  False)
             else:
                 normalize_columns(at(x, start), factors, at_out(y, start), n_rows, channels, first,
                                   c, False)
@@ -374,13 +380,14 @@ def batch_norm_plain(x, mean, var, gain, bias, channel_axis, eps, out, threads_f
 def batch_norm_forward_plain(x, gain, bias, channel_axis, eps, out, moments, threads_for):
     """(y, mean, var) of batch_norm_forward without a mask; None unless every argument is plain.
 
-    moments is the kernel batch_moments; threads_for(elements) tells how many threads to use.
+    None also for doubles without eps, whose 1 / std may overflow. moments is the kernel
+    batch_moments; threads_for(elements) tells how many threads to use.
     """
     cdef Shape shape
     if not (is_input(x) and is_eps(eps) and find_channels(x, channel_axis, &shape)):
         return None
     cdef Py_ssize_t channels = shape.channels
-    if not (shape.outer * shape.inner >= 2
+    if not (shape.outer * shape.inner >= 2 and (eps > 0 or is_single(x))
             and is_parameter(gain, x, channels) and is_parameter(bias, x, channels)
             and is_output(out, x) and apart(out, gain, bias)):
         return None

@@ -16,10 +16,10 @@ from cython.parallel cimport prange
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.channels cimport (
-    PANEL, Range, Shape, Statistics, add_blocks, beyond, block_size, clear_sums, exceeds_range,
-    find_doubles, gain_of, items_per_block, load_doubles, n_items, open_range, padded_channels,
-    rest_of, rows_together, scale_channels, scratch_size, store, store_doubles, sweep_start,
-    widen_range,
+    PAIR, PANEL, Range, Shape, Statistics, add_blocks, beyond, block_size, clear_sums,
+    exceeds_range, find_doubles, gain_of, items_per_block, load_doubles, n_items, open_range,
+    padded_channels, rest_of, rows_together, scale_channels, scratch_size, store, store_doubles,
+    sweep_start, widen_range,
 )
 from normlib._kernels.plain cimport (
     as_doubles, find_channels, is_eps, is_input, is_like, is_parameter, new_vector,
@@ -435,9 +435,15 @@ cdef void input_gradient_rows(
     if shape.inner == 1:
         while first <= channels:
             c = doubles[d]
-            if stream:
+            if stream and n_rows == PAIR:
+                input_gradient_columns(at(dy, row), at(x, row), factors, at_out(dx, row),
+                                       rows_counted, PAIR, channels, first, c, True)
+            elif stream:
                 input_gradient_columns(at(dy, row), at(x, row), factors, at_out(dx, row),
                                        rows_counted, n_rows, channels, first, c, True)
+            elif n_rows == PAIR:
+                input_gradient_columns(at(dy, row), at(x, row), factors, at_out(dx, row),
+                                       rows_counted, PAIR, channels, first, c, False)
             else:
                 input_gradient_columns(at(dy, row), at(x, row), factors, at_out(dx, row),
                                        rows_counted, n_rows, channels, first, c, False)

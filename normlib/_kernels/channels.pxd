@@ -28,7 +28,9 @@ cdef enum:
     BLOCK_ELEMENTS = 4096
     STRIP = 64           # columns side by side in registers; a block of floats, two of doubles
     NARROW = 256         # columns, at most, of rows that are streamed together
-    OUTER = 8            # rows of columns that are done together
+    RIVALS = 512         # columns of rows that are rivals in the cache, or a multiple
+    PAIR = 2             # rows of columns that are done together, of those and of streamed ones
+    OUTER = 8            # and of others
     SWEEP = 65536        # elements of large arrays that are gone through forwards
     PANEL = 1024         # columns of a work item, of whose sums L1 holds all
 
@@ -77,9 +79,12 @@ cdef inline Py_ssize_t scratch_size(const Shape *shape) noexcept nogil:
 cdef inline Py_ssize_t rows_together(const Shape *shape, bint stream) noexcept nogil:
     """Rows of columns whose factors are loaded once.
 
-    Streaming stores want to fill a cache line before they go on to another one.
+    Streaming stores want to fill a cache line before they go on to another one, and columns of rows
+    whose length is a power of two are rivals for few places in the cache.
     """
-    return 2 if stream and shape.channels > NARROW else OUTER
+    if shape.channels > NARROW and (stream or shape.channels % RIVALS == 0):
+        return PAIR
+    return OUTER
 
 
 cdef inline Py_ssize_t sweep_start(Py_ssize_t first, Py_ssize_t stop, Py_ssize_t size,
@@ -162,7 +167,7 @@ cdef inline void open_range(Range *extent) noexcept nogil:
 
 
 cdef inline void widen_range(Range *extent, vf64 v, Py_ssize_t n, bint full) noexcept nogil:
-    """Take in the sizes of the first n lanes; of all where full, a constant. NaN leaves no trace."""
+    """Take in the sizes of the first n lanes; of all where full, a constant. NaN is left out."""
     cdef vf64 one = vf64_set(1)
     v = vabs(v)
     if not full:
@@ -254,7 +259,7 @@ cdef inline bint scale_channels(
 cdef inline void find_doubles(
     const vreal *gain,      # IN  (channels,) or NULL
     const vreal *like,      # IN: any pointer of the type
-    Py_ssize_t *doubles,    # OUT (channels + 1,): the channels beyond vector range, then channels
+    Py_ssize_t *doubles,    # OUT (channels + 1,): those beyond vector range, then channels
     const Statistics *statistics,
     Py_ssize_t channels,
     bint any,               # whether there may be one

@@ -119,6 +119,20 @@ def _statistics(sample: Array, eps: float) -> tuple[Array, Array, Array, Array]:
     return _kernels.batch_moments.batch_moments(sample, outer, channels, inner, eps, n_threads)
 
 
+# Exponent of two that brings a spread of doubles whose reciprocal overflows among normal ones.
+_FAINT = 600
+
+
+def _faint(sample: Array, rstd: Array) -> Array:
+    """Channels that vary, but by so little that a double cannot hold their 1 / std."""
+    faint = np.flatnonzero(np.isinf(rstd))
+    if faint.size == 0 or sample.dtype != DOUBLE:
+        return faint[:0]
+    part = sample[:, faint]
+    varies: Array = part.max(axis=(0, 2)) > part.min(axis=(0, 2))
+    return cast(Array, faint[varies])
+
+
 def batch_norm(
     x: ArrayLike,
     mean: ArrayLike,
@@ -285,7 +299,19 @@ def batch_norm_forward(
     values = view.flatten(x)
     sample = values if counted is None else values[counted.ravel()]
     mean, rest, var, rstd = _statistics(sample, eps)
+    faint = _faint(sample, rstd)
+    scaled = np.ldexp(np.take(x, faint, view.axis), _FAINT) if faint.size else x  # out may be x
     y = _normalize_channels(x, view, values, (mean, rest, rstd), gain, bias, out)
+    if faint.size:
+        part, _, _ = batch_norm_forward(
+            scaled,
+            None if gain is None else gain[faint],
+            None if bias is None else bias[faint],
+            channel_axis=view.axis,
+            eps=eps,
+            mask=mask,
+        )
+        y[(slice(None),) * view.axis + (faint,)] = part
     return y, mean, var
 
 
