@@ -92,27 +92,7 @@ VEC_DEFINE_TRANSPOSE(vf32, vi32, 4)
 VEC_DEFINE_TRANSPOSE(vf64, vi64, 2)
 #endif
 
-/* The sums of VF64_LANES rows' lanes, that of a row in its lane: by halves, as vec_sum_wide takes them
- * (overwrites the rows). */
-#define VEC_ADD_EXCHANGED(BIT)                                                        \
-    for (int i = 0; i < BIT; i++) {                                                   \
-        vf64_exchange_##BIT(rows + i, rows + i + BIT);                                \
-        rows[i] += rows[i + BIT];                                                     \
-    }
-VEC_FN vf64 vf64_sum_rows(vf64 *rows)
-{
-#if VF64_LANES >= 8
-    VEC_ADD_EXCHANGED(4)
-#endif
-#if VF64_LANES >= 4
-    VEC_ADD_EXCHANGED(2)
-#endif
-    VEC_ADD_EXCHANGED(1)
-    return rows[0];
-}
-
 #else
-VEC_FN vf64 vf64_sum_rows(vf64 *rows) { return rows[0]; }
 VEC_FN void vf32_transpose(vf32 *rows) { (void)rows; }
 VEC_FN void vf64_transpose(vf64 *rows) { (void)rows; }
 VEC_FN vf32 vf32_sum_rows(vf32 *rows) { return rows[0]; }
