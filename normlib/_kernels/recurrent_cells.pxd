@@ -69,7 +69,8 @@ cdef inline void lstm_forward(const vreal *tag, const Run *run, Py_ssize_t t, Py
     cdef inline void *arrays[MAX_ARRAYS]
     cdef bint done[3]
     cdef Py_ssize_t r, n
-    cdef Py_ssize_t most = FEW if run.gates.row_bytes > 0 else 1    # gates in scratch are of one row
+    # Gates in scratch are of one row.
+    cdef Py_ssize_t most = FEW if run.gates.row_bytes > 0 else 1
     cdef Py_ssize_t start = first
     cdef char *a_ih
     cdef char *a_hh
