@@ -116,6 +116,25 @@ def test_extreme_channel_leaves_the_others_alone(cpu_level, layout, rng):
     np.testing.assert_array_equal(dx[:, untouched], dx1[:, untouched])
 
 
+@pytest.mark.parametrize("gain", [None, np.array([2.0, 3.0])])
+@pytest.mark.parametrize("eps", [1e-5, 0.0])
+def test_differences_that_overflow(cpu_level, eps, gain):
+    x = np.array([[1.7e308, 1.0], [-1.7e308, 3.0], [-1.7e308, 2.0], [1.7e308, 2.0]])
+    expected = np.array([[1, -np.sqrt(2)], [-1, np.sqrt(2)], [-1, 0], [1, 0]])
+    y, _, _ = normlib.batch_norm_forward(x, gain, eps=eps)
+    np.testing.assert_allclose(y, expected * (1 if gain is None else gain), rtol=1e-5)
+    normlib.batch_norm_forward(x.copy(), gain, eps=eps, out=x)
+    np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("value", [1e160, -1.7e308, 1e-320])
+def test_constant_channel_of_any_size_is_the_bias(cpu_level, value):
+    y, mean, var = normlib.batch_norm_forward(np.full((3, 2), value), None, np.array([0.5, 2]))
+    np.testing.assert_array_equal(y, [[0.5, 2]] * 3)
+    np.testing.assert_array_equal(mean, [value] * 2)
+    np.testing.assert_array_equal(var, 0)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_spread_whose_reciprocal_overflows(cpu_level, masked, rng):
     x = rng.uniform(1, 2, (40, 5))

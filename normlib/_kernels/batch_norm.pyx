@@ -8,6 +8,7 @@ fma(x - mean_hi, scale, offset).
 """
 cimport numpy as cnp
 from cython.parallel cimport prange
+from libc.math cimport isinf
 
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
@@ -377,11 +378,19 @@ def batch_norm_plain(x, mean, var, gain, bias, channel_axis, eps, out, threads_f
     return y
 
 
+cdef bint overflows(const double *var, Py_ssize_t channels) noexcept nogil:
+    cdef Py_ssize_t c
+    for c in range(channels):
+        if isinf(var[c]):
+            return True
+    return False
+
+
 def batch_norm_forward_plain(x, gain, bias, channel_axis, eps, out, moments, threads_for):
     """(y, mean, var) of batch_norm_forward without a mask; None unless every argument is plain.
 
-    None also for doubles without eps, whose 1 / std may overflow. moments is the kernel
-    batch_moments; threads_for(elements) tells how many threads to use.
+    None also for doubles without eps, whose 1 / std may overflow, and for those whose var does.
+    moments is the kernel batch_moments; threads_for(elements) tells how many threads to use.
     """
     cdef Shape shape
     if not (is_input(x) and is_eps(eps) and find_channels(x, channel_axis, &shape)):
@@ -393,6 +402,8 @@ def batch_norm_forward_plain(x, gain, bias, channel_axis, eps, out, moments, thr
         return None
     n_threads = threads_for(cnp.PyArray_SIZE(x))
     mean, rest, var, rstd = moments(x, shape.outer, channels, shape.inner, eps, n_threads)
+    if not is_single(x) and overflows(<const double *>address(var), channels):
+        return None
     y = aligned_like(x) if out is None else out
     forward(x, mean, rest, rstd, gain, bias, y, shape, n_threads)
     return y, mean, var

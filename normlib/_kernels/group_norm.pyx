@@ -242,11 +242,11 @@ def group_norm_plain(x, groups, gain, bias, channel_axis, eps, out, bint statist
     """
     cdef Layout layout
     cdef cnp.npy_intp sizes[2]
-    if not (is_input(x) and is_eps(eps) and is_output(out, x) and apart(out, gain, bias)):
+    if not (is_input(x) and is_eps(eps) and is_output(out, x)):
         return None
     layout = find_groups(x, groups, channel_axis)
     if not (layout.groups > 0 and is_parameter(gain, x, dim(x, 1))
-            and is_parameter(bias, x, dim(x, 1))):
+            and is_parameter(bias, x, dim(x, 1)) and apart(out, gain, bias)):
         return None
     if gain is None and bias is None:   # a group is a plane
         layout.inner *= layout.channels

@@ -540,6 +540,10 @@ cdef inline void scaled_moments(const vreal *x, Py_ssize_t outer, Py_ssize_t str
     out.var = sum_d2 / n - out.mean_lo * out.mean_lo
     if out.var < 0:
         out.var = 0
+    if out.var == 0 and out.exponent > 0:   # constant, and eps might underflow if it were scaled
+        out.mean_hi = ldexp(out.mean_hi, out.exponent)
+        out.mean_lo = ldexp(out.mean_lo, out.exponent)
+        out.exponent = 0
     out.rstd = 1 / sqrt(out.var + ldexp(eps, -2 * out.exponent))
 
 

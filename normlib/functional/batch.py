@@ -119,18 +119,28 @@ def _statistics(sample: Array, eps: float) -> tuple[Array, Array, Array, Array]:
     return _kernels.batch_moments.batch_moments(sample, outer, channels, inner, eps, n_threads)
 
 
-# Exponent of two that brings a spread of doubles whose reciprocal overflows among normal ones.
-_FAINT = 600
+# Exponents of two by which channels of doubles are scaled whose 1 / std, or differences, overflow.
+_FAINT, _VAST = 600, -4
 
 
-def _faint(sample: Array, rstd: Array) -> Array:
-    """Channels that vary, but by so little that a double cannot hold their 1 / std."""
-    faint = np.flatnonzero(np.isinf(rstd))
-    if faint.size == 0 or sample.dtype != DOUBLE:
-        return faint[:0]
-    part = sample[:, faint]
-    varies: Array = part.max(axis=(0, 2)) > part.min(axis=(0, 2))
-    return cast(Array, faint[varies])
+def _extremes(sample: Array, var: Array, rstd: Array) -> list[tuple[Array, int]]:
+    """Channels of finite doubles that are to be normalized once more, and scaled by which power."""
+    found: list[tuple[Array, int]] = []
+    if sample.dtype != DOUBLE:
+        return found
+    for unusual, exponent in ((np.isinf(rstd), _FAINT), (np.isinf(var), _VAST)):
+        channels = np.flatnonzero(unusual)
+        if channels.size == 0:
+            continue
+        part = sample[:, channels]
+        with np.errstate(all="ignore"):
+            least, greatest = part.min(axis=(0, 2)), part.max(axis=(0, 2))
+            spread = greatest - least
+        overflows = np.isinf(spread) & np.isfinite(least) & np.isfinite(greatest)
+        channels = channels[(spread > 0) if exponent == _FAINT else overflows]
+        if channels.size:
+            found.append((channels, exponent))
+    return found
 
 
 def batch_norm(
@@ -299,19 +309,21 @@ def batch_norm_forward(
     values = view.flatten(x)
     sample = values if counted is None else values[counted.ravel()]
     mean, rest, var, rstd = _statistics(sample, eps)
-    faint = _faint(sample, rstd)
-    scaled = np.ldexp(np.take(x, faint, view.axis), _FAINT) if faint.size else x  # out may be x
+    extremes = [  # copies, as out may be x
+        (channels, np.ldexp(np.take(x, channels, view.axis), exponent))
+        for channels, exponent in _extremes(sample, var, rstd)
+    ]
     y = _normalize_channels(x, view, values, (mean, rest, rstd), gain, bias, out)
-    if faint.size:
+    for channels, scaled in extremes:
         part, _, _ = batch_norm_forward(
             scaled,
-            None if gain is None else gain[faint],
-            None if bias is None else bias[faint],
+            None if gain is None else gain[channels],
+            None if bias is None else bias[channels],
             channel_axis=view.axis,
             eps=eps,
             mask=mask,
         )
-        y[(slice(None),) * view.axis + (faint,)] = part
+        y[(slice(None),) * view.axis + (channels,)] = part
     return y, mean, var
 
 

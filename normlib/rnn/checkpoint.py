@@ -114,9 +114,12 @@ def restored_on_error(normalizers: Iterable[Normalizer]) -> Iterator[None]:
     before = [(normalizer, normalizer.state_dict()) for normalizer in normalizers]
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         for normalizer, state in before:
-            normalizer.load_state_dict(state)
+            try:
+                normalizer.load_state_dict(state)
+            except Exception as failure:  # one that was broken before; the others are put back
+                error.add_note(f"the state of {normalizer!r} was not put back: {failure}")
         raise
 
 

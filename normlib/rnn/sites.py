@@ -202,7 +202,10 @@ class Backward:
 def freeze(normalizer: Normalizer) -> Normalizer:
     """Return a twin with parameters of its own, so that backward does not see later changes."""
     twin = copy.copy(normalizer)
-    twin.parameters = {key: array.copy() for key, array in normalizer.parameters.items()}
+    twin.parameters = {
+        key: array.copy() if isinstance(array, np.ndarray) else array  # the twin will refuse it
+        for key, array in normalizer.parameters.items()
+    }
     return twin
 
 
