@@ -15,7 +15,7 @@ __all__ = ["main"]
 
 EXAMPLES = """\
 examples:
-  python -m benchmarks                                   normalizations; some ten minutes
+  python -m benchmarks                                   normalizations; some twenty minutes
   python -m benchmarks rnn                               recurrent networks; some ten minutes
   python -m benchmarks --quick                           a few shapes, under a minute
   python -m benchmarks --threads 1 --ops layer_norm --shapes 512x768 64x100
