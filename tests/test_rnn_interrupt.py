@@ -8,9 +8,10 @@ import time
 import pytest
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
 import numpy as np
 import normlib
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
 n_steps, n_batch, input_size, hidden_size = map(int, sys.argv[2:])
 rnn = normlib.RNN(input_size, hidden_size, rng=0)
 before = rnn.state_dict()

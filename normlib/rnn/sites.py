@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from normlib.arrays import as_dtype
 from normlib.errors import ParameterError, PluginError
-from normlib.normalizers.base import Normalizer, as_pair
+from normlib.normalizers.base import Normalizer
 from normlib.registry import NormalizerFactory, check_arguments
 from normlib.rnn.cells import add_to
 
@@ -103,7 +103,7 @@ class Training:
             method, result = "forward_frozen", normalizer.forward_frozen(x, step=self.step)
         else:
             method, result = "forward", normalizer.forward(x, step=self.step)
-        y, cache = as_pair(result, method, _at(name), "y, cache")
+        y, cache = _pair(result, name, method, "y, cache")
         self.caches[name].append(cache)
         return _checked(y, x, name, method)
 
@@ -128,7 +128,7 @@ class Population:
         if len(x) < normalizer.min_rows:
             return _checked(normalizer(x, step=self.step), x, name, "__call__")
         result = self.twins[name].forward(x, step=self.step)
-        y, _ = as_pair(result, "forward", _at(name), "y, cache")
+        y, _ = _pair(result, name, "forward", "y, cache")
         return _checked(y, x, name, "forward")
 
 
@@ -163,7 +163,7 @@ class Backward:
         name = site + self.suffix
         normalizer = self.normalizers[name]
         result = normalizer.backward(dy, self.caches[name][self.step])
-        dx, grads = as_pair(result, "backward", _at(name), "dx, grads")
+        dx, grads = _pair(result, name, "backward", "dx, grads")
         sums = self.sums[name]
         if not isinstance(grads, Mapping) or grads.keys() != sums.keys():
             got = list(grads) if isinstance(grads, Mapping) else _describe(grads)
@@ -209,8 +209,13 @@ def freeze(normalizer: Normalizer) -> Normalizer:
     return twin
 
 
-def _at(name: str) -> str:
-    return f"the normalizer at {name}"
+def _pair(result: object, name: str, method: str, parts: str) -> tuple[Any, Any]:
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise PluginError(
+            f"{method} of the normalizer at {name} must return a tuple ({parts}); "
+            f"got {_describe(result)}"
+        )
+    return result
 
 
 def _checked(result: object, like: Array, name: str, method: str) -> Array:
