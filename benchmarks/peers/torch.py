@@ -85,7 +85,7 @@ class Torch(Peer):
             inputs = x.requires_grad_(), gain.requires_grad_()
             y = functional.rms_norm(x, gain.shape, gain, EPS)
 
-        def run() -> tuple[torch.Tensor, ...]:
+        def run() -> object:
             with torch.inference_mode(False):
                 return torch.autograd.grad(y, inputs, dy, retain_graph=True)
 
