@@ -19,7 +19,7 @@ from fused_networks import (
 )
 from networks import as_list, every_cell, every_dtype
 from normlib import _kernels
-from normlib.rnn import fused
+from normlib.rnn import fused, fused_training
 
 
 @every_cell
@@ -164,7 +164,7 @@ def test_parts(cell, norm, columns, share, monkeypatch):
     lengths = [7, 3, 0, 5, 6, 1]
     arrays, cache = forward(rnn, x, state, lengths)
     expected = gradients(rnn, dy, cache, dstate)
-    monkeypatch.setattr(fused, "BACKWARD_ROWS", 12)
+    monkeypatch.setattr(fused_training, "BACKWARD_ROWS", 12)
     assert_close(gradients(rnn, dy, cache, dstate), expected, 32)
     monkeypatch.setattr(fused, "CALL_PRODUCTS", 1)
     actual, cache = forward(rnn, x, state, lengths)
@@ -178,7 +178,7 @@ def test_a_long_backward_has_the_bits_of_any_thread_count(share):
     rnn = make("lstm", "layer", sizes=(3, 33))
     x, dy = draw(rng, np.float32, 90, 17, 3), draw(rng, np.float32, 90, 17, 33)
     lengths = rng.integers(60, 91, 17)
-    assert lengths.sum() > fused.BACKWARD_ROWS
+    assert lengths.sum() > fused_training.BACKWARD_ROWS
     expected = None
     for n_threads, columns in ((1, False), (2, False), (4, False), (2, True), (3, True)):
         share(n_threads, columns)

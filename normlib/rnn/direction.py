@@ -22,7 +22,7 @@ import numpy.typing as npt
 from normlib._kernels import product as kernels
 from normlib.normalizers.base import Normalizer
 from normlib.normalizers.rows import RowFunctions
-from normlib.rnn import fused
+from normlib.rnn import fused, fused_training
 from normlib.rnn.cells import BackwardStep, Cell, ForwardStep, add_to
 from normlib.rnn.gradients import WeightGradients
 from normlib.rnn.sequence import Schedule
@@ -56,7 +56,7 @@ class Cache:
     caches: Mapping[str, list[Any]]
 
 
-AnyCache: TypeAlias = Cache | fused.Cache
+AnyCache: TypeAlias = Cache | fused_training.Cache
 
 
 class Direction:
@@ -112,7 +112,7 @@ class Direction:
             if "gain" in normalizer.parameters:
                 normalizer.parameters["gain"][...] = normalizer.rnn_gain
             self.normalizers[site.name + suffix] = normalizer
-        self._fused = fused.Fused(cell, input_size, dtype)
+        self._fused = fused_training.FusedTraining(cell, input_size, dtype)
         self.may_fuse = True
 
     def infer(
@@ -230,7 +230,7 @@ class Direction:
         grads : dict of str to array
             The gradients of the weights, biases and the normalizers' parameters, by name.
         """
-        if isinstance(cache, fused.Cache):
+        if isinstance(cache, fused_training.Cache):
             dx, dstate, d_bias, weights, grads = self._fused.backward(d_rows, dstate, cache)
             return dx, dstate, weights.named(self.suffix, d_bias) | grads
         return self._step_backward(d_rows, dstate, cache)
