@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.cases import GROUPS, OPS, Case, Shape, format_shape, parse_shape, select
+from benchmarks.cases import GROUPS, OPS, Case, format_shape, parse_shape, select
+from benchmarks.operation import Shape
 from benchmarks.peers import PEERS, REFERENCE, absent, version
 from benchmarks.results import Report, machine
 from benchmarks.worker import worker

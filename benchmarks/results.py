@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from benchmarks.cases import OPS, Case, Shape, format_shape
+from benchmarks.cases import OPS, Case, format_shape
+from benchmarks.operation import Shape
 from benchmarks.peers import PEERS, REFERENCE, RIVALS, absent, version
 
 __all__ = ["Report", "Result", "Summary", "by_operation", "geometric_mean", "machine", "summarize"]

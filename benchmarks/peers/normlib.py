@@ -3,7 +3,8 @@
 import numpy as np
 
 import normlib
-from benchmarks.cases import EPS, Inputs
+from benchmarks.norms import Inputs
+from benchmarks.operation import EPS
 from benchmarks.peers.base import Peer, Run
 from benchmarks.recurrent import RecurrentInputs
 from normlib import _kernels

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.cases import EPS, Inputs
+from benchmarks.norms import Inputs
+from benchmarks.operation import EPS
 from benchmarks.peers.base import Peer, Run
 from benchmarks.recurrent import RecurrentInputs
 

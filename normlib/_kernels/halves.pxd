@@ -3,7 +3,7 @@ cimport numpy as cnp
 from libc.stdint cimport uint16_t
 from libc.string cimport strstr
 
-cdef extern from "vec.h" nogil:
+cdef extern from "halves.h" nogil:
     void vec_widen_halves(const uint16_t *, float *, Py_ssize_t, bint) noexcept
     void vec_narrow_halves(const float *, uint16_t *, Py_ssize_t, bint, bint) noexcept
     void vec_add_halves(const uint16_t *, const uint16_t *, uint16_t *, float *, Py_ssize_t, bint,

@@ -1,4 +1,4 @@
-"""vec.h for Cython: one fused vector type, and one name for each operation on it.
+"""vec.h and wide.h for Cython: one fused vector type, and one name for each operation on it.
 
 ``vreal`` is a vector of float32 or float64. Cython is told that it is a plain number, so that
 ``a * b + c`` is written as such, and the C compiler sees the vector type. Two rules follow: a
@@ -18,10 +18,6 @@ cdef extern from "vec.h" nogil:
         MAX_WIDE_VECS
         MAX_PARTS
         MAX_VF64_LANES
-        VF32_PARTS
-        VF64_PARTS
-        VF32_WIDE_VECS
-        VF64_WIDE_VECS
 
     float VF32_ROUND
     double VF64_ROUND
@@ -55,6 +51,20 @@ cdef extern from "vec.h" nogil:
     vf64 vf64_pow2(vf64) noexcept
     vf32 vf32_scale(vf32, vf32) noexcept
     vf64 vf64_scale(vf64, vf64) noexcept
+    Py_ssize_t vf32_to_boundary(const vf32 *) noexcept
+    Py_ssize_t vf64_to_boundary(const vf64 *) noexcept
+    double vf32_get(const vf32 *, Py_ssize_t) noexcept
+    double vf64_get(const vf64 *, Py_ssize_t) noexcept
+    void vf32_put(vf32 *, Py_ssize_t, double) noexcept
+    void vf64_put(vf64 *, Py_ssize_t, double) noexcept
+
+cdef extern from "wide.h" nogil:
+    enum:
+        VF32_PARTS
+        VF64_PARTS
+        VF32_WIDE_VECS
+        VF64_WIDE_VECS
+
     void vf32_fold(const vf32 *, vf64 *) noexcept
     void vf64_fold(const vf64 *, vf64 *) noexcept
     double vf32_sum_wide(vf64 *) noexcept
@@ -67,12 +77,6 @@ cdef extern from "vec.h" nogil:
     vf64 vf64_narrow(const vf64 *) noexcept
     void vf32_load_wide(const vf32 *, vf64 *) noexcept
     void vf64_load_wide(const vf64 *, vf64 *) noexcept
-    Py_ssize_t vf32_to_boundary(const vf32 *) noexcept
-    Py_ssize_t vf64_to_boundary(const vf64 *) noexcept
-    double vf32_get(const vf32 *, Py_ssize_t) noexcept
-    double vf64_get(const vf64 *, Py_ssize_t) noexcept
-    void vf32_put(vf32 *, Py_ssize_t, double) noexcept
-    void vf64_put(vf64 *, Py_ssize_t, double) noexcept
 
 cdef enum:
     STREAM_FLOATS = 1 << 21     # elements of an output that leaves the cache: benchmarks.thresholds
