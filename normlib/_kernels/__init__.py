@@ -24,6 +24,7 @@ KERNELS = (
     "moments",
     "product",
     "recurrent",
+    "recurrent_batch",
     "rms_norm",
     "rms_norm_backward",
 )
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
         moments,
         product,
         recurrent,
+        recurrent_batch,
         rms_norm,
         rms_norm_backward,
     )
@@ -125,5 +127,6 @@ else:
     moments = load("moments", level)
     product = load("product", level)
     recurrent = load("recurrent", level)
+    recurrent_batch = load("recurrent_batch", level)
     rms_norm = load("rms_norm", level)
     rms_norm_backward = load("rms_norm_backward", level)

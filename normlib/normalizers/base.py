@@ -25,7 +25,8 @@ that works per sample always takes the second branch. ``backward`` takes either 
 """
 
 import abc
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,47 @@ __all__ = ["Normalizer"]
 ROW_METHODS = frozenset(
     ("__call__", "forward", "forward_frozen", "backward", "affine", "affine_backward")
 )
+
+
+#: The methods and attributes that compute what `Normalizer.batch_rule` stands for.
+BATCH_METHODS = ROW_METHODS | {
+    "check_input",
+    "check_gradient",
+    "check_cache",
+    "min_rows",
+    "per_sample",
+    "running_mean",
+    "running_var",
+    "num_batches",
+}
+
+
+def _computes_its_own(cls: type, offer: str, methods: frozenset[str]) -> bool:
+    """Whether a class overrides one of the methods after the last that made the offer."""
+    for base in cls.__mro__:
+        own = vars(base)
+        if offer in own:
+            return False
+        if not methods.isdisjoint(own):
+            return True
+    return False
+
+
+class BatchRule(NamedTuple):
+    """Batch normalization as a loop over time without Python takes it: see `Normalizer.batch_rule`.
+
+    Attributes
+    ----------
+    gain, bias : ndarray or None
+        Shape (F,), of the normalizer's dtype.
+    updated : callable
+        ``updated(mean, var)`` returns the buffers after as many batches, by name, the first at time
+        step 0; of these, mean and var (n, F) of float64 have the statistics. It changes nothing.
+    """
+
+    gain: Array | None
+    bias: Array | None
+    updated: Callable[[Array, Array], dict[str, Array]]
 
 
 def as_pair(result: object, method: str, owner: str, parts: str) -> tuple[Any, Any]:
@@ -277,14 +319,19 @@ class Normalizer(Helpers, abc.ABC):
         """
         return None
 
+    def batch_rule(self) -> BatchRule | None:
+        """Return what an RNN needs to train this normalizer with no Python per time step, or None.
+
+        Only normlib's own `BatchNorm` has it, whose formulas are compiled into that loop. A class
+        that overrides one of the methods which compute them has none, as with `row_functions`.
+        """
+        return None
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        for base in cls.__mro__:
-            own = vars(base)
-            if "row_functions" in own:
-                break
-            if not ROW_METHODS.isdisjoint(own):
-                # What was inherited computes another function than this class: mypy has no way to
-                # say of a method that a subclass is without it.
-                cls.row_functions = Normalizer.row_functions  # type: ignore[method-assign]
-                break
+        # What was inherited computes another function than a class that overrides these methods:
+        # mypy has no way to say of a method that a subclass is without it.
+        if _computes_its_own(cls, "row_functions", ROW_METHODS):
+            cls.row_functions = Normalizer.row_functions  # type: ignore[method-assign]
+        if _computes_its_own(cls, "batch_rule", BATCH_METHODS):
+            cls.batch_rule = Normalizer.batch_rule  # type: ignore[method-assign]

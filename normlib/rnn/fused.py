@@ -142,9 +142,9 @@ class Fused:
         saved = {
             "h": h,
             "c": state[1] if self.lstm else None,
-            "inputs": self._empty(kernels.window_rows(rows_now), self.cell.gates),
-            "products": self._empty(rows_now, self.cell.gates),
-            "gates": self._empty(rows_now, 3) if self.classic else None,
+            "inputs": self.empty(kernels.window_rows(rows_now), self.cell.gates),
+            "products": self.empty(rows_now, self.cell.gates),
+            "gates": self.empty(rows_now, 3) if self.classic else None,
             "extra": None,
         }
         step = min(step, LAST_STEP)
@@ -202,17 +202,17 @@ class Fused:
         sites = self._sites(normalizers)
         if sites is None:
             return None
-        h = self._empty(total, 1)
+        h = self.empty(total, 1)
         c = initial[1].copy() if self.lstm else None
         c_rows = None if c is None else c[0]
         starts, counts = _every_row(n_steps, n_rows)
         self._packed(weights).forward(
             x.reshape(total, n_features), starts, counts, 0, n_steps, 0, initial[0][0], c_rows,
             sites,
-            self._empty(kernels.window_rows(n_rows), self.cell.gates),
-            self._empty(n_rows, self.cell.gates),
-            self._empty(n_rows, 3) if self.classic else None, h, c_rows, None,
-            self._empty(n_rows, 1) if self.classic else None, self._scratch(1, sites),
+            self.empty(kernels.window_rows(n_rows), self.cell.gates),
+            self.empty(n_rows, self.cell.gates),
+            self.empty(n_rows, 3) if self.classic else None, h, c_rows, None,
+            self.empty(n_rows, 1) if self.classic else None, self._scratch(1, sites),
             False, False, False, 8 if n_rows >= 16 else 1, False, 1,
         )  # fmt: skip
         y = h.reshape(n_steps, n_rows, size)
@@ -242,9 +242,9 @@ class Fused:
         columns, n_threads = self._threads(schedule, n_rows)
         block = 8 if n_rows >= 16 * n_threads else 1
         scratch = self._scratch(n_threads, sites)
-        reset_h = self._empty(n_rows, 1) if self.classic else None
+        reset_h = self.empty(n_rows, 1) if self.classic else None
         starts, counts = schedule.starts_array, schedule.counts_array
-        for first, stop in self._parts(schedule, n_rows):
+        for first, stop in self.parts(schedule, n_rows):
             plan.forward(
                 rows, starts, counts, first, stop, step, state[0],
                 state[1] if len(state) > 1 else None, sites, saved["inputs"], saved["products"],
@@ -263,7 +263,8 @@ class Fused:
             self._plan = plan
         return plan
 
-    def _empty(self, rows: int, gates: int) -> Array:
+    def empty(self, rows: int, gates: int) -> Array:
+        """An array (rows, gates · H)."""
         return np.empty((rows, gates * self.cell.hidden_size), self.dtype)
 
     def _scratch(self, n_threads: int, sites: tuple[Any, ...]) -> Array:
@@ -277,7 +278,7 @@ class Fused:
         gates = self.cell.gates * self.cell.hidden_size
         return n_rows * gates * (self.input_size + self.cell.hidden_size)
 
-    def _step_work(self, n_rows: int) -> int:
+    def step_work(self, n_rows: int) -> int:
         """What one time step takes, in multiply-adds: no less, if threads do not share it."""
         elements = n_rows * self.cell.gates * self.cell.hidden_size
         return (
@@ -286,12 +287,12 @@ class Fused:
             + n_rows * ROW_PRODUCTS
         )
 
-    def _parts(
+    def parts(
         self, schedule: Schedule, n_rows: int, most_rows: int = sys.maxsize
     ) -> Iterator[tuple[int, int]]:
         """Yield first and last + 1 of the time steps of each call, of about most_rows at most."""
         n_steps = len(schedule.counts_array)
-        length = CALL_PRODUCTS // self._step_work(n_rows)
+        length = CALL_PRODUCTS // self.step_work(n_rows)
         length = max(1, min(length, most_rows // max(1, n_rows)))
         for first in range(0, n_steps, length):
             yield first, min(first + length, n_steps)

@@ -78,14 +78,14 @@ class FusedTraining(Fused):
         plain = all(rows_of.forward is None for rows_of in functions.values())
         sizes = self._sizes(total, plain)
         saved: dict[str, Any] = dict.fromkeys(("c", "gates", "extra"))
-        saved |= self._allocate(total, sizes)
+        saved |= self.allocate(total, sizes)
         # Not kept: what nobody asks for again, such as h and tanh(c) of a plain LSTM.
         if "products" not in sizes:
-            saved["products"] = self._empty(len(state[0]), gates)
+            saved["products"] = self.empty(len(state[0]), gates)
         if "inputs" not in sizes:
-            saved["inputs"] = self._empty(kernels.window_rows(len(state[0])), gates)
+            saved["inputs"] = self.empty(kernels.window_rows(len(state[0])), gates)
         if "h" not in sizes:
-            saved |= self._allocate(total, {"h": 1})
+            saved |= self.allocate(total, {"h": 1})
         if plain and not self.vanilla:
             saved["gates"] = saved["inputs"]  # they may take the place of the products
         caches = {
@@ -124,8 +124,8 @@ class FusedTraining(Fused):
         functions = row_functions(cell, self.dtype, cache.normalizers, training=True)
         assert not isinstance(functions, str)
         d_state = np.zeros((n_rows, size), self.dtype) if self.gru else None
-        d_gates = self._empty(n_rows, 2) if self.classic else None
-        d_reset_h = self._empty(n_rows, 1) if self.classic else None
+        d_gates = self.empty(n_rows, 2) if self.classic else None
+        d_reset_h = self.empty(n_rows, 1) if self.classic else None
         block = max(4, -(-n_rows // 16))
         places, n_sums = _places(len(cache.bias), functions)
         sums = np.zeros((max(1, -(-n_rows // block)), n_sums))
@@ -139,14 +139,14 @@ class FusedTraining(Fused):
         starts, counts = schedule.starts_array, schedule.counts_array
         weights = WeightGradients(cell, weight_ih, weight_hh)
         dx = np.empty((schedule.total, self.input_size), self.dtype)
-        parts = list(self._parts(schedule, n_rows, BACKWARD_ROWS))
+        parts = list(self.parts(schedule, n_rows, BACKWARD_ROWS))
         most = max((schedule.rows(*part) for part in parts), default=0)
         # Without normalizers the products with x and with h have the same gradient.
         shared = self.vanilla or (
             self.lstm and all(rows_of.forward is None for rows_of in functions.values())
         )
-        d_inputs = self._empty(most, cell.gates)
-        d_products = d_inputs if shared else self._empty(most, cell.gates)
+        d_inputs = self.empty(most, cell.gates)
+        d_products = d_inputs if shared else self.empty(most, cell.gates)
         for first, stop in reversed(parts):
             n = schedule.rows(first, stop)
             here = slice(schedule.starts[first], schedule.starts[first] + n)
@@ -209,7 +209,7 @@ class FusedTraining(Fused):
         cell_kernels.lstm_output_forward(gates, c, tanh_c, h, n_threads)
         return h, tanh_c
 
-    def _allocate(self, rows: int, sizes: Mapping[str, int]) -> dict[str, Array]:
+    def allocate(self, rows: int, sizes: Mapping[str, int]) -> dict[str, Array]:
         """Arrays (rows, size · H) by name, in one block, whose memory may have been used before."""
         widths = {name: size * self.cell.hidden_size for name, size in sizes.items()}
         lengths = [-(-rows * width // 16) * 16 for width in widths.values()]

@@ -120,8 +120,9 @@ class RNN(Network):
     every batch, with any number of threads, and by `step`. Gradients have the same bits with any
     number of threads. All are the same on every CPU with FMA.
 
-    *Fused.* Where every normalizer has compiled row functions (`Normalizer.row_functions`), all
-    time steps run in one loop without Python, with the same bits; `path` tells whether.
+    *Fused.* Where every normalizer has compiled row functions (`Normalizer.row_functions`), or in
+    training is `BatchNorm`, all time steps run in one loop without Python, with the same bits;
+    `path` tells whether.
 
     *Threads.* Inference only reads, so one instance may infer in many threads at once, as long as
     its normalizers may. ``forward`` may update running statistics, and is for one thread at a time.
@@ -152,13 +153,20 @@ class RNN(Network):
     def path(self) -> Path:
         """Which loop over time runs, and why: fused, or step by step.
 
+        Training with `BatchNorm`, alone or beside the identity, is fused too: its formulas are
+        compiled into a loop of their own. Only where its statistics of float64 overflow does a
+        call go step by step all the same.
+
         Examples
         --------
         >>> import normlib
-        >>> normlib.RNN(3, 4, norm="layer").path
+        >>> normlib.RNN(3, 4, norm="batch").path
         Path(inference='fused', training='fused', reason='')
-        >>> normlib.RNN(3, 4, norm="batch").path.training
-        'stepwise'
+        >>> class Mine(normlib.BatchNorm):
+        ...     def backward(self, dy, cache):
+        ...         return super().backward(dy, cache)
+        >>> normlib.RNN(3, 4, norm=Mine).path.reason
+        'Mine at norm_ih_l0 has no compiled row functions'
         """
         reasons = [
             next(filter(None, (one.path(training=training) for one in self._directions)), "")
