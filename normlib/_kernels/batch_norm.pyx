@@ -13,8 +13,8 @@ from libc.math cimport isinf
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.channels cimport (
-    NARROW, PAIR, Shape, Statistics, beyond, find_doubles, gain_of, load_doubles, rest_of,
-    rows_together, scale_channels, store_doubles, sweep_start,
+    NARROW, PAIR, Shape, Statistics, beyond, find_doubles, gain_of, load_doubles, normalize_columns,
+    rest_of, rows_together, scale_channels, store_doubles, sweep_start,
 )
 from normlib._kernels.lines cimport MAX_HELD, Lines, close_lines, open_lines, pass_lines
 from normlib._kernels.norm_rows cimport NormForward, forward_capsule
@@ -52,38 +52,6 @@ cdef inline void normalize_double(
         if bias != NULL:
             v += vget(bias, c)
         vput(y, i, v)
-
-
-cdef inline void normalize_columns(
-    const vreal *x,         # IN  (n_rows, channels)
-    const vreal *factors,   # IN  (3, channels)
-    vreal *y,               # OUT (n_rows, channels), may be x
-    Py_ssize_t n_rows,
-    Py_ssize_t channels,
-    Py_ssize_t first,
-    Py_ssize_t stop,
-    bint stream,            # a constant: past the cache
-) noexcept nogil:
-    """Some columns of some rows, a vector of factors being loaded once."""
-    cdef vreal m, s, t
-    cdef Py_ssize_t width = lanes(x)
-    cdef Py_ssize_t c = first
-    cdef Py_ssize_t left, r
-    while c + width <= stop:
-        m = at(factors, c)[0]
-        s = at(factors, channels + c)[0]
-        t = at(factors, 2 * channels + c)[0]
-        for r in range(n_rows):
-            vstore(at_out(y, r * channels + c), vfma(at(x, r * channels + c)[0] - m, s, t), stream)
-        c += width
-    left = stop - c
-    if left > 0:
-        m = vload_first(at(factors, c), left)
-        s = vload_first(at(factors, channels + c), left)
-        t = vload_first(at(factors, 2 * channels + c), left)
-        for r in range(n_rows):
-            vstore_first(at_out(y, r * channels + c),
-                         vfma(vload_first(at(x, r * channels + c), left) - m, s, t), left)
 
 
 cdef inline void normalize_plane(
@@ -142,17 +110,17 @@ cdef void normalize_rows(
         while first <= channels:
             c = doubles[d]
             if stream and n_rows == PAIR:
-                normalize_columns(at(x, start), factors, at_out(y, start), PAIR, channels, first, c,
-                                  True)
+                normalize_columns(at(x, start), factors, at_out(y, start), PAIR, channels,
+                                  channels, first, c, True)
             elif stream:
-                normalize_columns(at(x, start), factors, at_out(y, start), n_rows, channels, first,
-                                  c, True)
+                normalize_columns(at(x, start), factors, at_out(y, start), n_rows, channels,
+                                  channels, first, c, True)
             elif n_rows == PAIR:
-                normalize_columns(at(x, start), factors, at_out(y, start), PAIR, channels, first, c,
-                                  False)
+                normalize_columns(at(x, start), factors, at_out(y, start), PAIR, channels,
+                                  channels, first, c, False)
             else:
-                normalize_columns(at(x, start), factors, at_out(y, start), n_rows, channels, first,
-                                  c, False)
+                normalize_columns(at(x, start), factors, at_out(y, start), n_rows, channels,
+                                  channels, first, c, False)
             if c < channels:
                 for r in range(n_rows):
                     i = start + r * channels + c
