@@ -16,6 +16,8 @@ KERNELS = (
     "batch_norm",
     "batch_norm_backward",
     "cells",
+    "group_columns",
+    "group_columns_backward",
     "group_norm",
     "group_norm_backward",
     "halves",
@@ -102,6 +104,8 @@ if TYPE_CHECKING:
         batch_norm,
         batch_norm_backward,
         cells,
+        group_columns,
+        group_columns_backward,
         group_norm,
         group_norm_backward,
         halves,
@@ -119,6 +123,8 @@ else:
     batch_norm = load("batch_norm", level)
     batch_norm_backward = load("batch_norm_backward", level)
     cells = load("cells", level)
+    group_columns = load("group_columns", level)
+    group_columns_backward = load("group_columns_backward", level)
     group_norm = load("group_norm", level)
     group_norm_backward = load("group_norm_backward", level)
     halves = load("halves", level)

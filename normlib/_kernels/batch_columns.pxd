@@ -102,9 +102,11 @@ cdef inline void normalize_strip(
         n = min(together, n_rows - row)
         i = row * features
         if n == PAIR:
-            normalize_columns(at(x, i), factors, at_out(y, i), PAIR, features, 0, width, False)
+            normalize_columns(at(x, i), factors, at_out(y, i), PAIR, features, features, 0, width,
+                              False)
         else:
-            normalize_columns(at(x, i), factors, at_out(y, i), n, features, 0, width, False)
+            normalize_columns(at(x, i), factors, at_out(y, i), n, features, features, 0, width,
+                              False)
         row += n
     while doubles[d] < width:
         for r in range(n_rows):
@@ -213,10 +215,10 @@ cdef inline void denormalize_strip(
         i = row * features
         if n == PAIR:
             input_gradient_columns(at(dy, i), at(x, i), factors, at_out(dx, i), NULL, PAIR,
-                                   features, 0, width, False)
+                                   features, features, 0, width, False)
         else:
             input_gradient_columns(at(dy, i), at(x, i), factors, at_out(dx, i), NULL, n, features,
-                                   0, width, False)
+                                   features, 0, width, False)
         row += n
     d = 0
     while doubles[d] < width:

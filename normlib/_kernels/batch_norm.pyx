@@ -90,17 +90,17 @@ cdef void normalize_rows(
         while first <= channels:
             c = doubles[d]
             if stream and n_rows == PAIR:
-                normalize_columns(at(x, start), factors, at_out(y, start), PAIR, channels, first, c,
-                                  True)
+                normalize_columns(at(x, start), factors, at_out(y, start), PAIR, channels,
+                                  channels, first, c, True)
             elif stream:
-                normalize_columns(at(x, start), factors, at_out(y, start), n_rows, channels, first,
-                                  c, True)
+                normalize_columns(at(x, start), factors, at_out(y, start), n_rows, channels,
+                                  channels, first, c, True)
             elif n_rows == PAIR:
-                normalize_columns(at(x, start), factors, at_out(y, start), PAIR, channels, first, c,
-                                  False)
+                normalize_columns(at(x, start), factors, at_out(y, start), PAIR, channels,
+                                  channels, first, c, False)
             else:
-                normalize_columns(at(x, start), factors, at_out(y, start), n_rows, channels, first,
-                                  c, False)
+                normalize_columns(at(x, start), factors, at_out(y, start), n_rows, channels,
+                                  channels, first, c, False)
             if c < channels:
                 for r in range(n_rows):
                     i = start + r * channels + c

@@ -126,16 +126,20 @@ cdef void input_gradient_rows(
             c = doubles[d]
             if stream and n_rows == PAIR:
                 input_gradient_columns(at(dy, row), at(x, row), factors, at_out(dx, row),
-                                       rows_counted, PAIR, channels, first, c, True)
+                                       rows_counted, PAIR, channels, channels, first, c,
+                                       True)
             elif stream:
                 input_gradient_columns(at(dy, row), at(x, row), factors, at_out(dx, row),
-                                       rows_counted, n_rows, channels, first, c, True)
+                                       rows_counted, n_rows, channels, channels, first, c,
+                                       True)
             elif n_rows == PAIR:
                 input_gradient_columns(at(dy, row), at(x, row), factors, at_out(dx, row),
-                                       rows_counted, PAIR, channels, first, c, False)
+                                       rows_counted, PAIR, channels, channels, first, c,
+                                       False)
             else:
                 input_gradient_columns(at(dy, row), at(x, row), factors, at_out(dx, row),
-                                       rows_counted, n_rows, channels, first, c, False)
+                                       rows_counted, n_rows, channels, channels, first, c,
+                                       False)
             if c < channels:
                 for o in range(n_rows):
                     i = row + o * channels + c

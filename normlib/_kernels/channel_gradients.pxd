@@ -248,21 +248,22 @@ cdef inline vreal input_gradient(vreal dy, vreal x, vreal mean, vreal scale, vre
 cdef inline void input_gradient_vector(
     const vreal *dy,        # IN  (n_rows, channels), at the first column
     const vreal *x,         # IN  (n_rows, channels)
-    const vreal *factors,   # IN  (7, channels)
+    const vreal *factors,   # IN  (7, padded)
     vreal *dx,              # OUT (n_rows, channels)
     const char *counted,    # IN  (n_rows,) or NULL
     Py_ssize_t n_rows,
     Py_ssize_t channels,
+    Py_ssize_t padded,
     Py_ssize_t n,           # columns, at most one vector
     bint full,              # a constant: exactly one
     bint stream,            # a constant: past the cache
 ) noexcept nogil:
     """A vector of columns of some rows, the factors being loaded once."""
-    cdef vreal mean = vload(at(factors, MEAN * channels), n, full)
-    cdef vreal scale = vload(at(factors, SCALE * channels), n, full)
-    cdef vreal center = vload(at(factors, CENTER * channels), n, full)
-    cdef vreal slope = vload(at(factors, SLOPE * channels), n, full)
-    cdef vreal level = vload(at(factors, LEVEL * channels), n, full)
+    cdef vreal mean = vload(at(factors, MEAN * padded), n, full)
+    cdef vreal scale = vload(at(factors, SCALE * padded), n, full)
+    cdef vreal center = vload(at(factors, CENTER * padded), n, full)
+    cdef vreal slope = vload(at(factors, SLOPE * padded), n, full)
+    cdef vreal level = vload(at(factors, LEVEL * padded), n, full)
     cdef vreal g
     cdef Py_ssize_t r, i
     for r in range(n_rows):
@@ -284,11 +285,12 @@ cdef inline void input_gradient_vector(
 cdef inline void input_gradient_columns(
     const vreal *dy,        # IN  (n_rows, channels)
     const vreal *x,         # IN  (n_rows, channels)
-    const vreal *factors,   # IN  (7, channels)
+    const vreal *factors,   # IN  (7, padded)
     vreal *dx,              # OUT (n_rows, channels)
     const char *counted,    # IN  (n_rows,) or NULL
     Py_ssize_t n_rows,
     Py_ssize_t channels,
+    Py_ssize_t padded,
     Py_ssize_t first,
     Py_ssize_t stop,
     bint stream,            # a constant
@@ -297,11 +299,11 @@ cdef inline void input_gradient_columns(
     cdef Py_ssize_t c = first
     while c + width <= stop:
         input_gradient_vector(at(dy, c), at(x, c), at(factors, c), at_out(dx, c), counted, n_rows,
-                              channels, width, True, stream)
+                              channels, padded, width, True, stream)
         c += width
     if c < stop:
         input_gradient_vector(at(dy, c), at(x, c), at(factors, c), at_out(dx, c), counted, n_rows,
-                              channels, stop - c, False, False)
+                              channels, padded, stop - c, False, False)
 
 
 cdef inline void input_gradient_plane(

@@ -296,10 +296,11 @@ cdef inline void normalize_double(
 
 cdef inline void normalize_columns(
     const vreal *x,         # IN  (n_rows, channels)
-    const vreal *factors,   # IN  (3, channels)
+    const vreal *factors,   # IN  (3, padded)
     vreal *y,               # OUT (n_rows, channels), may be x
     Py_ssize_t n_rows,
     Py_ssize_t channels,
+    Py_ssize_t padded,
     Py_ssize_t first,
     Py_ssize_t stop,
     bint stream,            # a constant: past the cache
@@ -311,16 +312,16 @@ cdef inline void normalize_columns(
     cdef Py_ssize_t left, r
     while c + width <= stop:
         m = at(factors, c)[0]
-        s = at(factors, channels + c)[0]
-        t = at(factors, 2 * channels + c)[0]
+        s = at(factors, padded + c)[0]
+        t = at(factors, 2 * padded + c)[0]
         for r in range(n_rows):
             vstore(at_out(y, r * channels + c), vfma(at(x, r * channels + c)[0] - m, s, t), stream)
         c += width
     left = stop - c
     if left > 0:
         m = vload_first(at(factors, c), left)
-        s = vload_first(at(factors, channels + c), left)
-        t = vload_first(at(factors, 2 * channels + c), left)
+        s = vload_first(at(factors, padded + c), left)
+        t = vload_first(at(factors, 2 * padded + c), left)
         for r in range(n_rows):
             vstore_first(at_out(y, r * channels + c),
                          vfma(vload_first(at(x, r * channels + c), left) - m, s, t), left)
