@@ -108,7 +108,9 @@ cdef void forward_share(const vreal *tag, const Run *shared, int thread,
         mine.gates = mine.inputs    # a row's own, until its output is made
     elif mine.gates.data == NULL:
         mine.gates.data = scratch_of(run, 0)
-    if mine.extra.data == NULL:
+    if mine.extra.data == NULL and (mine.kind == TANH or mine.kind == RELU):
+        mine.extra = mine.products
+    elif mine.extra.data == NULL:
         mine.extra.data = scratch_of(run, 13)
     t = shared.first
     while t < shared.stop:
