@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.cases import GROUPS, OPS, Case, format_shape, parse_shape, select
+from benchmarks.norms import HALVES
 from benchmarks.operation import Shape
 from benchmarks.peers import PEERS, REFERENCE, SCRIPTED, absent, version
 from benchmarks.results import Report, machine
@@ -157,7 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--shapes", nargs="+", type=_shape, metavar="SHAPE", help="such as 512x768, 32x64x56x56")
     add("--ops", nargs="+", choices=list(OPS), metavar="OP", help="operations: see --list")
-    add("--dtypes", nargs="+", choices=["float32", "float64"], metavar="DTYPE", help="of x")
+    add(
+        "--dtypes", nargs="+", choices=["float32", "float64", *HALVES], metavar="DTYPE", help="of x"
+    )
     add("--peers", nargs="+", choices=list(PEERS), metavar="NAME", help="only these, and normlib")
     add("--quick", action="store_true", help="fewer shapes and contestants, float32")
     add(

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from benchmarks.norms import NORMS
+from benchmarks.norms import HALVES, LARGE, NORMS
 from benchmarks.operation import Array, Operation, Shape
 from benchmarks.recurrent import RECURRENT
 
@@ -84,12 +84,15 @@ def select(
 
     def cases(name: str) -> Iterator[Case]:
         op = OPS[name]
-        own = op.quick if quick and not op.fixed else op.shapes
-        if shapes is not None and not op.fixed:
-            own = shapes
-        for dtype, shape in itertools.product(op.dtypes, own):
-            if op.fits(shape) and (dtypes is None or dtype in dtypes):
-                yield Case(name, shape, dtype)
+        for dtype in op.dtypes:
+            own = LARGE if dtype in HALVES else op.shapes
+            if quick and not op.fixed:
+                own = op.quick
+            if shapes is not None and not op.fixed:
+                own = shapes
+            for shape in own:
+                if op.fits(shape) and (dtypes is None or dtype in dtypes):
+                    yield Case(name, shape, dtype)
 
     every = list(itertools.chain.from_iterable(cases(name) for name in ops))
     places = {(case.shape, case.dtype): place for place, case in reversed(list(enumerate(every)))}

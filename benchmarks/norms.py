@@ -11,7 +11,14 @@ import numpy as np
 from benchmarks import formulas
 from benchmarks.operation import EPS, Array, Operation, Shape, aligned_empty
 
-__all__ = ["NORMS", "Inputs"]
+try:
+    import ml_dtypes  # noqa: F401  (it gives NumPy the type)
+except ModuleNotFoundError:
+    HALVES: tuple[str, ...] = ("float16",)
+else:
+    HALVES = ("float16", "bfloat16")
+
+__all__ = ["HALVES", "LARGE", "NORMS", "Inputs"]
 
 
 class Inputs(NamedTuple):
@@ -54,6 +61,7 @@ ROWS: list[Shape] = [
 ]
 IMAGES: list[Shape] = [(32, 64, 56, 56), (8, 256, 28, 28), (128, 32, 8, 8)]
 ALL = ROWS + IMAGES
+LARGE: list[Shape] = [(512, 768), (4096, 768), (8192, 1024), (32768, 1024), (256, 16384)]
 QUICK: list[Shape] = [(64, 512), (8192, 1024), (8, 256, 28, 28)]
 
 
@@ -86,7 +94,12 @@ class Op(Operation):
     roof_method: ClassVar[str] = "copy"
     floor: ClassVar[float] = 1.15
     near_floor: ClassVar[float] = 1.05
-    tolerances: ClassVar[dict[str, float]] = {"float32": 1e-4, "float64": 1e-10}
+    tolerances: ClassVar[dict[str, float]] = {
+        "float32": 1e-4,
+        "float64": 1e-10,
+        "float16": 2e-3,
+        "bfloat16": 2e-2,
+    }
 
     def fits(self, shape: Shape) -> bool:
         """Whether it takes that shape."""
@@ -183,10 +196,11 @@ def _instance_norm_backward(i: Inputs) -> tuple[Array, ...]:
 
 
 BOTH = ("float32", "float64")
+SINGLE = ("float32", *HALVES)
 NORMS = {
-    "layer_norm_out": Op("layer norm, out= given", ROWS, 2, _layer_norm, 2.5, BOTH),
-    "layer_norm": Op("layer norm", ROWS, 2, _layer_norm, 2.5, BOTH),
-    "layer_norm_backward": Op("layer norm, backward", ROWS, 3, _layer_norm_backward, 2.0),
+    "layer_norm_out": Op("layer norm, out= given", ROWS, 2, _layer_norm, 2.5, (*BOTH, *HALVES)),
+    "layer_norm": Op("layer norm", ROWS, 2, _layer_norm, 2.5, (*BOTH, *HALVES)),
+    "layer_norm_backward": Op("layer norm, backward", ROWS, 3, _layer_norm_backward, 2.0, SINGLE),
     "batch_norm_forward_out": Op(
         "batch norm, training, out= given", ALL, 2, _batch_norm_forward, 2.0, max_ndim=4, min_rows=2
     ),
@@ -198,12 +212,14 @@ NORMS = {
     "batch_norm_backward": Op(
         "batch norm, backward", ALL, 3, _batch_norm_backward, 2.0, max_ndim=4, min_rows=2
     ),
-    "rms_norm_out": Op("RMS norm, out= given", ROWS, 2, _rms_norm, 2.5),
-    "rms_norm": Op("RMS norm", ROWS, 2, _rms_norm, 2.5),
-    "rms_norm_backward": Op("RMS norm, backward", ROWS, 3, _rms_norm_backward, 2.0),
-    "add_layer_norm_out": Op("addition and layer norm, out= given", ROWS, 4, _add_layer_norm, 1.5),
-    "add_layer_norm": Op("addition and layer norm", ROWS, 4, _add_layer_norm, 1.5),
-    "add_rms_norm": Op("addition and RMS norm", ROWS, 4, _add_rms_norm, 1.5),
+    "rms_norm_out": Op("RMS norm, out= given", ROWS, 2, _rms_norm, 2.5, SINGLE),
+    "rms_norm": Op("RMS norm", ROWS, 2, _rms_norm, 2.5, SINGLE),
+    "rms_norm_backward": Op("RMS norm, backward", ROWS, 3, _rms_norm_backward, 2.0, SINGLE),
+    "add_layer_norm_out": Op(
+        "addition and layer norm, out= given", ROWS, 4, _add_layer_norm, 1.5, SINGLE
+    ),
+    "add_layer_norm": Op("addition and layer norm", ROWS, 4, _add_layer_norm, 1.5, SINGLE),
+    "add_rms_norm": Op("addition and RMS norm", ROWS, 4, _add_rms_norm, 1.5, SINGLE),
     "add_layer_norm_backward": Op(
         "addition and layer norm, backward", ROWS, 3, _add_layer_norm_backward, 1.5
     ),
@@ -229,6 +245,9 @@ def _inputs(shape: Shape, dtype: str, offset: int) -> Inputs:
 
     def draw(shape: Shape, scale: float, shift: float) -> Array:
         array = aligned_empty(shape, dtype, offset)
+        if dtype in HALVES:
+            array[...] = rng.standard_normal(shape, np.float32) * np.float32(scale) + shift
+            return array
         rng.standard_normal(dtype=array.dtype.type, out=array.reshape(-1))
         array *= scale
         array += shift

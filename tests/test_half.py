@@ -31,6 +31,26 @@ def test_every_half_widens_and_comes_back(cpu_level, n_threads, dtype):
 
 
 @ids
+def test_bits_of_every_half_and_quiet_nans(cpu_level, n_threads, dtype):
+    """Signs of zeros, subnormals and payloads too; a signaling NaN comes back quiet."""
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    x = bits.view(dtype)
+    nan = np.isnan(x.astype(np.float32))
+    quiet = np.uint16(0x200 if dtype == np.float16 else 0x40)
+    shift = 13 if dtype == np.float16 else 16
+    wide = widen(x)
+    numbers = x[~nan].astype(np.float32)
+    np.testing.assert_array_equal(wide[~nan].view(np.uint32), numbers.view(np.uint32))
+    payload = bits[nan] & np.uint16(quiet * 2 - 1)
+    got = wide[nan].view(np.uint32)
+    assert np.isnan(wide[nan]).all()
+    np.testing.assert_array_equal(got >> 31, bits[nan] >> 15)
+    np.testing.assert_array_equal((got & 0x3FFFFF) >> shift, payload & (quiet - 1))
+    back = rounded(x, wide).view(np.uint16)
+    np.testing.assert_array_equal(back, np.where(nan, bits | quiet, bits))
+
+
+@ids
 def test_floats_are_rounded_to_the_nearest_ties_to_even(cpu_level, dtype, rng):
     halves = np.arange(1 << 16, dtype=np.uint16).view(dtype).astype(np.float32)
     finite = np.sort(halves[np.isfinite(halves)])
@@ -154,6 +174,38 @@ def test_backward_is_that_of_float32_rounded(dtype, rng):
                 assert actual is None
             else:
                 same(actual, expected.astype(dtype))
+
+
+@ids
+@pytest.mark.parametrize("shape", [(1, 1), (7, 33), (33, 100), (9, 768), (2050, 2048)])
+def test_backward_of_rows(cpu_level, n_threads, dtype, shape, rng):
+    x, dy, around = rng.standard_normal((3, *shape), dtype=np.float32).astype(dtype)
+    gain = np.linspace(1, 2, shape[1], dtype=np.float32)
+    if len(x) > 2:
+        x[1, 0] = np.nan
+        x[2] *= np.float32(1e-4)
+    wide, dwide, wide_around = (array.astype(np.float32) for array in (x, dy, around))
+    _, mean, rstd = normlib.layer_norm_forward(x)
+    _, rms = normlib.rms_norm_forward(x)
+    for actual, expected in [
+        (
+            normlib.add_layer_norm_backward(dy, around, x, mean, rstd, gain),
+            normlib.add_layer_norm_backward(dwide, wide_around, wide, mean, rstd, gain),
+        ),
+        (
+            normlib.layer_norm_backward(dy, x, mean, rstd),
+            normlib.layer_norm_backward(dwide, wide, mean, rstd),
+        ),
+        (
+            normlib.rms_norm_backward(dy, x, rms, gain),
+            normlib.rms_norm_backward(dwide, wide, rms, gain),
+        ),
+    ]:
+        for a, b in zip(actual, expected, strict=True):
+            assert (a is None) == (b is None)
+            if b is not None:
+                with np.errstate(over="ignore"):
+                    same(a, b.astype(dtype))
 
 
 @ids

@@ -3,7 +3,7 @@
 import numpy as np
 
 import normlib
-from benchmarks.norms import Inputs
+from benchmarks.norms import HALVES, Inputs
 from benchmarks.operation import EPS
 from benchmarks.peers.base import Peer, Run
 from benchmarks.recurrent import RecurrentInputs
@@ -14,6 +14,8 @@ __all__ = ["Normlib"]
 
 class Normlib(Peer):
     """New outputs where an operation's name does not say otherwise."""
+
+    dtypes = ("float32", "float64", *HALVES)
 
     def __init__(self, n_threads: int) -> None:
         super().__init__(n_threads)

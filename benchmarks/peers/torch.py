@@ -10,16 +10,24 @@ from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.norms import Inputs
-from benchmarks.operation import EPS
+from benchmarks.norms import HALVES, Inputs
+from benchmarks.operation import EPS, Array
 from benchmarks.peers.base import Peer, Run
 from benchmarks.recurrent import RecurrentInputs
 
 __all__ = ["Torch", "TorchScript", "TorchScriptAtOnce"]
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    """A tensor of an array's memory; of bfloat16, too, which PyTorch does not take from NumPy."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 class _TorchPeer(Peer):
@@ -33,12 +41,19 @@ class _TorchPeer(Peer):
 class Torch(_TorchPeer):
     """Always a new output: the operators that take ``out`` compute elsewhere and copy."""
 
+    dtypes = ("float32", "float64", *HALVES)
+
+    def arrays(self, result: Any) -> list[Array]:
+        if isinstance(result, torch.Tensor) and result.dtype == torch.bfloat16:
+            return [result.view(torch.int16).numpy().view("bfloat16")]
+        return super().arrays(result)
+
     def copy(self, i: Inputs) -> Run:
-        x, out = torch.from_numpy(i.x), torch.from_numpy(i.out)
+        x, out = _tensor(i.x), _tensor(i.out)
         return lambda: out.copy_(x)
 
     def layer_norm(self, i: Inputs) -> Run:
-        x, gain, bias = map(torch.from_numpy, (i.x, i.gain, i.bias))
+        x, gain, bias = map(_tensor, (i.x, i.gain, i.bias))
         shape = gain.shape
         return lambda: functional.layer_norm(x, shape, gain, bias, EPS)
 
@@ -46,7 +61,7 @@ class Torch(_TorchPeer):
     call = layer_norm
 
     def layer_norm_backward(self, i: Inputs) -> Run:
-        dy, x, gain, bias = map(torch.from_numpy, (i.dy, i.x, i.gain, i.bias))
+        dy, x, gain, bias = map(_tensor, (i.dy, i.x, i.gain, i.bias))
         shape = gain.shape
         _, mean, rstd = torch.native_layer_norm(x, shape, gain, bias, EPS)
         backward = torch.ops.aten.native_layer_norm_backward
@@ -74,7 +89,7 @@ class Torch(_TorchPeer):
         return lambda: backward(dy, x, gain, None, None, mean, rstd, True, EPS, every)
 
     def rms_norm(self, i: Inputs) -> Run:
-        x, gain = map(torch.from_numpy, (i.x, i.gain))
+        x, gain = map(_tensor, (i.x, i.gain))
         shape = gain.shape
         return lambda: functional.rms_norm(x, shape, gain, EPS)
 
@@ -83,7 +98,7 @@ class Torch(_TorchPeer):
     def rms_norm_backward(self, i: Inputs) -> Run:
         # By its formula's parts, of which the graph is kept: the CPU has no operation of its own.
         with torch.inference_mode(False):
-            dy, x, gain = map(torch.from_numpy, (i.dy, i.x, i.gain))
+            dy, x, gain = map(_tensor, (i.dy, i.x, i.gain))
             inputs = x.requires_grad_(), gain.requires_grad_()
             y = functional.rms_norm(x, gain.shape, gain, EPS)
 
@@ -94,7 +109,7 @@ class Torch(_TorchPeer):
         return run
 
     def add_layer_norm(self, i: Inputs) -> Run:
-        x, residual, gain, bias = map(torch.from_numpy, (i.x, i.dy, i.gain, i.bias))
+        x, residual, gain, bias = map(_tensor, (i.x, i.dy, i.gain, i.bias))
         shape = gain.shape
 
         def run() -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,7 +121,7 @@ class Torch(_TorchPeer):
     add_layer_norm_out = add_layer_norm
 
     def add_rms_norm(self, i: Inputs) -> Run:
-        x, residual, gain = map(torch.from_numpy, (i.x, i.dy, i.gain))
+        x, residual, gain = map(_tensor, (i.x, i.dy, i.gain))
         shape = gain.shape
 
         def run() -> tuple[torch.Tensor, torch.Tensor]:
@@ -192,7 +207,7 @@ class TorchScriptAtOnce(TorchScript):
 
 def _and_around(i: Inputs, backward: Callable[[], Any]) -> Run:
     """A normalization's gradient, and to dx what came around it added in place."""
-    dtotal = torch.from_numpy(i.dy)
+    dtotal = _tensor(i.dy)
 
     def run() -> tuple[torch.Tensor, ...]:
         dx, *others = backward()

@@ -4,14 +4,15 @@ What a kernel does not have, it leaves out by constants: the mean and the offset
 gain, the bias.
 """
 from normlib._kernels.vec cimport (
-    at, at_out, lanes, to_boundary, vfma, vload, vload_first, vreal, vset, vstore, vstore_first,
+    at, at_out, lanes, to_boundary, vfma, vload, vread, vread_first, vreal, vset, vstored, vwrite,
+    vwrite_first,
 )
 
 cdef enum:
     ALIGNED = 256        # elements of a row from which it pays to align its stores
 
 
-cdef inline const vreal *at_or_null(const vreal *row, Py_ssize_t i) noexcept nogil:
+cdef inline const vstored *at_or_null(const vstored *row, Py_ssize_t i) noexcept nogil:
     """Address of element i of what may be NULL."""
     if row == NULL:
         return row
@@ -39,10 +40,10 @@ cdef inline vreal scaled(vreal v, vreal mean, vreal scale, vreal offset,
 
 
 cdef inline void affine_part(
-    const vreal *x,         # IN
+    const vstored *x,       # IN
     const vreal *gain,      # IN
     const vreal *bias,      # IN
-    vreal *y,               # OUT, may be x
+    vstored *y,             # OUT, may be x
     Py_ssize_t n,           # at most one vector
     vreal mean,
     vreal scale,
@@ -51,15 +52,15 @@ cdef inline void affine_part(
     bint has_gain,
     bint has_bias,
 ) noexcept nogil:
-    cdef vreal v = scaled(vload_first(x, n), mean, scale, offset, centered)
-    vstore_first(y, affine(v, gain, bias, n, has_gain, has_bias), n)
+    cdef vreal v = scaled(vread_first(x, n, gain), mean, scale, offset, centered)
+    vwrite_first(y, affine(v, gain, bias, n, has_gain, has_bias), n)
 
 
 cdef inline void affine_row(
-    const vreal *x,         # IN
+    const vstored *x,       # IN
     const vreal *gain,      # IN
     const vreal *bias,      # IN
-    vreal *y,               # OUT, may be x
+    vstored *y,             # OUT, may be x
     Py_ssize_t n,
     double mean,
     double scale,
@@ -69,9 +70,9 @@ cdef inline void affine_row(
     bint has_bias,
     bint stream,            # y's rows start cache lines; past the cache with them
 ) noexcept nogil:
-    cdef vreal m = vset(mean, x)
-    cdef vreal s = vset(scale, x)
-    cdef vreal t = vset(offset, x)
+    cdef vreal m = vset(mean, gain)
+    cdef vreal s = vset(scale, gain)
+    cdef vreal t = vset(offset, gain)
     cdef vreal v
     cdef int k
     cdef Py_ssize_t width = lanes(x)
@@ -85,13 +86,13 @@ cdef inline void affine_row(
     while i + 4 * width <= n:
         for k in range(4):
             j = i + k * width
-            v = scaled(at(x, j)[0], m, s, t, centered)
-            vstore(at_out(y, j), affine(v, at(gain, j), at(bias, j), width, has_gain, has_bias),
+            v = scaled(vread(at(x, j), gain), m, s, t, centered)
+            vwrite(at_out(y, j), affine(v, at(gain, j), at(bias, j), width, has_gain, has_bias),
                    stream)
         i += 4 * width
     while i + width <= n:
-        v = scaled(at(x, i)[0], m, s, t, centered)
-        vstore(at_out(y, i), affine(v, at(gain, i), at(bias, i), width, has_gain, has_bias), stream)
+        v = scaled(vread(at(x, i), gain), m, s, t, centered)
+        vwrite(at_out(y, i), affine(v, at(gain, i), at(bias, i), width, has_gain, has_bias), stream)
         i += width
     if i < n:
         affine_part(at(x, i), at(gain, i), at(bias, i), at_out(y, i), n - i, m, s, t, centered,
@@ -99,23 +100,24 @@ cdef inline void affine_row(
 
 
 cdef inline void add_run(
-    const vreal *a,         # IN  (n,)
-    const vreal *b,         # IN  (n,)
-    vreal *out,             # OUT (n,), may be a or b
-    vreal *again,           # OUT (n,), if stream: the same, past the cache
+    const vstored *a,       # IN  (n,)
+    const vstored *b,       # IN  (n,)
+    vstored *out,           # OUT (n,), may be a or b
+    vstored *again,         # OUT (n,), if stream: the same, past the cache
     Py_ssize_t n,           # a multiple of a vector, if stream
     bint stream,            # a constant
+    const vreal *like,
 ) noexcept nogil:
     """out = a + b."""
     cdef vreal v
     cdef Py_ssize_t width = lanes(a)
     cdef Py_ssize_t i = 0
     while i + width <= n:
-        v = at(a, i)[0] + at(b, i)[0]
-        at_out(out, i)[0] = v
+        v = vread(at(a, i), like) + vread(at(b, i), like)
+        vwrite(at_out(out, i), v, False)
         if stream:
-            vstore(at_out(again, i), v, True)
+            vwrite(at_out(again, i), v, True)
         i += width
     if i < n:
-        vstore_first(at_out(out, i), vload_first(at(a, i), n - i) + vload_first(at(b, i), n - i),
-                     n - i)
+        v = vread_first(at(a, i), n - i, like) + vread_first(at(b, i), n - i, like)
+        vwrite_first(at_out(out, i), v, n - i)

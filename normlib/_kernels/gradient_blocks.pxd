@@ -3,18 +3,15 @@
 Design
 ------
 dgain and dbias are summed over blocks of rows, in double beyond NARROW_ROWS, then over the blocks
-in their order: the thread count never shows in the bits. Rows of a half type are widened a few at a
-time into scratch that stays in L1, and dx is rounded from there.
+in their order: the thread count never shows in the bits.
 """
 cimport numpy as cnp
 from cython.parallel cimport prange
-from libc.stdint cimport uint16_t, uintptr_t
+from libc.stdint cimport uintptr_t
 
 from normlib._kernels.arrays cimport address, dim
 from normlib._kernels.buffers cimport aligned_like
-from normlib._kernels.halves cimport (
-    BFLOAT16, DOUBLE, Kind, SINGLE, kind_of, vec_narrow_halves, vec_widen_halves,
-)
+from normlib._kernels.halves cimport BFLOAT16, DOUBLE, FLOAT16, Kind, kind_of
 from normlib._kernels.plain cimport (
     is_input, is_like, is_parameter, is_row_statistic, new_vector,
 )
@@ -27,18 +24,18 @@ cdef enum:
     ROWS = 64            # rows in a block, at least
     BLOCK_ELEMENTS = 4096
 
-# Of a few rows of float or double, as some_gradients does it.
+# Of a few rows of T, computed in float, or in double if that is T, as some_gradients does it.
 ctypedef void (*FewGradients)(
     const void *dy,         # IN  (n_rows, n) of T
     const void *x,          # IN  (n_rows, n) of T
-    const void *gain,       # IN  (n,) of T, or NULL
+    const void *gain,       # IN  (n,) of the computing type, or NULL
     const double *mean,     # IN  (n_rows,), if centered
     const double *rstd,     # IN  (n_rows,)
     const void *around,     # IN  (n_rows, n) of T, or NULL: added to dx
     void *dx,               # OUT (n_rows, n) of T
     double *dgain,          # IN/OUT (n rounded up to blocks,)
     double *dbias,          # IN/OUT (n rounded up to blocks,)
-    void *narrow,           # IN/OUT (2, padded) of T: sums of columns yet to be added there
+    void *narrow,           # IN/OUT (2, padded) of that type: sums of columns yet to be added there
     Py_ssize_t n_rows,      # at most TOGETHER
     Py_ssize_t n,
     bint stream,            # dx, which starts a cache line, goes past the cache
@@ -48,6 +45,8 @@ ctypedef void (*FewGradients)(
 cdef struct Differentiation:
     FewGradients single
     FewGradients double
+    FewGradients half
+    FewGradients brain
     bint centered           # has a mean and a bias
 
 
@@ -67,8 +66,6 @@ cdef struct Gradients:
     Py_ssize_t n_rows
     Py_ssize_t n
     bint stream
-    float *scratch          # (threads, 4, room): for rows of a half type
-    Py_ssize_t room
 
 
 cdef inline Py_ssize_t block_rows(Py_ssize_t n) noexcept nogil:
@@ -85,24 +82,14 @@ cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
     return (n + 63) // 64 * 64
 
 
-cdef inline void half_gradients(const Gradients *all, Py_ssize_t first, Py_ssize_t count,
-                                const double *mean, double *dgain, double *dbias,
-                                void *narrow, float *near) noexcept nogil:
-    """A few rows of a half type: as floats near, dx rounded at the end."""
-    cdef bint brain = all.kind == BFLOAT16
-    cdef Py_ssize_t i = first * all.n
-    cdef Py_ssize_t n = count * all.n
-    cdef float *x = near + all.room
-    cdef float *dx = near + 2 * all.room
-    cdef float *around = NULL
-    vec_widen_halves(<const uint16_t *>all.dy + i, near, n, brain)
-    vec_widen_halves(<const uint16_t *>all.x + i, x, n, brain)
-    if all.around != NULL:
-        around = near + 3 * all.room
-        vec_widen_halves(<const uint16_t *>all.around + i, around, n, brain)
-    all.few(near, x, all.gain, mean, all.rstd + first, around, dx, dgain, dbias, narrow,
-            count, all.n, False)
-    vec_narrow_halves(dx, <uint16_t *>all.dx + i, n, brain, all.stream)
+cdef inline FewGradients few_of(const Differentiation *how, Kind kind) noexcept nogil:
+    if kind == DOUBLE:
+        return how.double
+    if kind == FLOAT16:
+        return how.half
+    if kind == BFLOAT16:
+        return how.brain
+    return how.single
 
 
 cdef inline void widen_columns(vreal *narrow, double *sums, Py_ssize_t n) noexcept nogil:
@@ -119,7 +106,6 @@ cdef inline void gradients_part(const Gradients *all, int part, int n_parts) noe
     cdef Py_ssize_t size = block_rows(all.n)
     cdef Py_ssize_t stride = padded(all.n)
     cdef Py_ssize_t blocks = n_blocks(all.n_rows, all.n)
-    cdef float *near = all.scratch + 4 * part * all.room
     cdef double *narrow = all.narrow + 2 * part * stride
     cdef double *dgain
     cdef double *dbias
@@ -144,15 +130,12 @@ cdef inline void gradients_part(const Gradients *all, int part, int n_parts) noe
             mean = all.mean
             if mean != NULL:
                 mean = mean + first
-            if all.kind != SINGLE and all.kind != DOUBLE:
-                half_gradients(all, first, count, mean, dgain, dbias, narrow, near)
-            else:
-                i = first * all.n * all.item
-                around = all.around
-                if around != NULL:
-                    around = around + i
-                all.few(all.dy + i, all.x + i, all.gain, mean, all.rstd + first, around,
-                        all.dx + i, dgain, dbias, narrow, count, all.n, all.stream)
+            i = first * all.n * all.item
+            around = all.around
+            if around != NULL:
+                around = around + i
+            all.few(all.dy + i, all.x + i, all.gain, mean, all.rstd + first, around, all.dx + i,
+                    dgain, dbias, narrow, count, all.n, all.stream)
             first += count
             if summed and (first == stop or (first - b * size) % NARROW_ROWS == 0):
                 if all.kind == DOUBLE:
@@ -204,14 +187,12 @@ cdef inline int differentiate(
     cdef void *dgain_data = address(dgain)
     cdef void *dbias_data = address(dbias)
     cdef Py_ssize_t blocks = n_blocks(n_rows, n)
-    cdef bint single, half
+    cdef bint single
     cdef object partial = new_vector(2 * padded(n) * (blocks + n_threads), cnp.NPY_FLOAT64)
-    cdef object memory
     all.kind = kind_of(x)
     all.item = cnp.PyArray_ITEMSIZE(x)
     single = all.kind != DOUBLE
-    half = single and all.kind != SINGLE
-    all.few = how.single if single else how.double
+    all.few = few_of(how, all.kind)
     all.dy = <const char *>address(dy)
     all.x = <const char *>address(x)
     all.gain = address(gain)
@@ -223,14 +204,8 @@ cdef inline int differentiate(
     all.narrow = all.partial + 2 * padded(n) * blocks
     all.n_rows = n_rows
     all.n = n
-    all.stream = (n_rows * n * all.item >= 4 * STREAM_FLOATS and n * all.item % 64 == 0
-                  and <uintptr_t>all.dx % 64 == 0)
-    all.scratch = NULL
-    all.room = 0
-    if half:
-        all.room = padded(TOGETHER * n)
-        memory = new_vector(4 * n_threads * all.room + 16, cnp.NPY_FLOAT32)
-        all.scratch = <float *>((<uintptr_t>address(memory) + 63) & ~<uintptr_t>63)
+    all.stream = (n_rows * n * max(all.item, <Py_ssize_t>4) >= 4 * STREAM_FLOATS
+                  and n * all.item % 64 == 0 and <uintptr_t>all.dx % 64 == 0)
     with nogil:
         all_gradients(&all, n_threads)
         if dgain_data != NULL:

@@ -176,7 +176,8 @@ cdef inline void normalize_planes(
             normalize_extreme(at(x, i), at_or_null(gain, c),
                               at_or_null(bias, c), at_out(y, i), row, 1, inner)
         else:
-            affine_row(at(x, i), NULL, NULL, at_out(y, i), inner, row.mean_hi, scale, offset, True,
+            affine_row(at(x, i), <const vreal *>NULL, <const vreal *>NULL, at_out(y, i), inner,
+                       row.mean_hi, scale, offset, True,
                        False, False, stream)
 
 

@@ -1,13 +1,6 @@
 """Half types, float16 and bfloat16 ("brain"): stored as such, computed in float32, rounded once."""
 cimport numpy as cnp
-from libc.stdint cimport uint16_t
 from libc.string cimport strstr
-
-cdef extern from "halves.h" nogil:
-    void vec_widen_halves(const uint16_t *, float *, Py_ssize_t, bint) noexcept
-    void vec_narrow_halves(const float *, uint16_t *, Py_ssize_t, bint, bint) noexcept
-    void vec_add_halves(const uint16_t *, const uint16_t *, uint16_t *, float *, Py_ssize_t, bint,
-                        bint) noexcept
 
 cdef enum Kind:
     NO_FLOAT = 0

@@ -26,18 +26,19 @@ from normlib._kernels.rows cimport (
     vector_range,
 )
 from normlib._kernels.vec cimport (
-    MAX_PARTS, MAX_WIDE_VECS, VF64_LANES, at, at_out, lanes, to_boundary, vec_prefetch, vf32, vf64,
-    vf64_set, vf64_sqrt, vfma, vget, vnarrow, vput, vreal, vset, vstore,
+    MAX_PARTS, MAX_WIDE_VECS, VF64_LANES, at, at_out, lanes, to_boundary, vbrain, vec_prefetch,
+    vf32, vf64, vf64_set, vf64_sqrt, vfma, vget, vhalf, vnarrow, vput, vread, vreal, vset, vstored,
+    vwrite,
 )
 
 cnp.import_array()
 
 
 cdef inline void normalize_pair(
-    const vreal *x,         # IN  (2, n)
+    const vstored *x,       # IN  (2, n)
     const vreal *gain,      # IN
     const vreal *bias,      # IN
-    vreal *y,               # OUT (2, n), may be x
+    vstored *y,             # OUT (2, n), may be x
     Py_ssize_t n,
     const vreal *mean,      # IN  (2,)
     const vreal *scale,     # IN  (2,)
@@ -48,12 +49,12 @@ cdef inline void normalize_pair(
     Py_ssize_t ahead,       # elements to the next group's rows, prefetched if stream
 ) noexcept nogil:
     """Two rows, for which gain and bias are loaded once; n is a multiple of four vectors."""
-    cdef vreal m0 = vset(vget(mean, 0), x)
-    cdef vreal s0 = vset(vget(scale, 0), x)
-    cdef vreal t0 = vset(vget(offset, 0), x)
-    cdef vreal m1 = vset(vget(mean, 1), x)
-    cdef vreal s1 = vset(vget(scale, 1), x)
-    cdef vreal t1 = vset(vget(offset, 1), x)
+    cdef vreal m0 = vset(vget(mean, 0), gain)
+    cdef vreal s0 = vset(vget(scale, 0), gain)
+    cdef vreal t0 = vset(vget(offset, 0), gain)
+    cdef vreal m1 = vset(vget(mean, 1), gain)
+    cdef vreal s1 = vset(vget(scale, 1), gain)
+    cdef vreal t1 = vset(vget(offset, 1), gain)
     cdef vreal v0, v1, g, b
     cdef int k
     cdef Py_ssize_t width = lanes(x)
@@ -65,8 +66,8 @@ cdef inline void normalize_pair(
             if stream:
                 vec_prefetch(at(x, j + ahead))
                 vec_prefetch(at(x, n + j + ahead))
-            v0 = vfma(at(x, j)[0] - m0, s0, t0)
-            v1 = vfma(at(x, n + j)[0] - m1, s1, t1)
+            v0 = vfma(vread(at(x, j), gain) - m0, s0, t0)
+            v1 = vfma(vread(at(x, n + j), gain) - m1, s1, t1)
             if has_gain:
                 g = at(gain, j)[0]
             if has_bias:
@@ -80,16 +81,16 @@ cdef inline void normalize_pair(
             elif has_bias:
                 v0 = v0 + b
                 v1 = v1 + b
-            vstore(at_out(y, j), v0, stream)
-            vstore(at_out(y, n + j), v1, stream)
+            vwrite(at_out(y, j), v0, stream)
+            vwrite(at_out(y, n + j), v1, stream)
         i += 2 * width
 
 
 cdef inline void normalize_rows(
-    const vreal *x,         # IN  (n_rows, n)
+    const vstored *x,       # IN  (n_rows, n)
     const vreal *gain,      # IN
     const vreal *bias,      # IN
-    vreal *y,               # OUT (n_rows, n), may be x
+    vstored *y,             # OUT (n_rows, n), may be x
     Py_ssize_t n_rows,
     Py_ssize_t n,
     const vreal *mean,      # IN  (n_rows,)
@@ -115,7 +116,7 @@ cdef inline void normalize_rows(
 
 
 cdef inline void normalize_rows_any(
-    const vreal *x, const vreal *gain, const vreal *bias, vreal *y, Py_ssize_t n_rows,
+    const vstored *x, const vreal *gain, const vreal *bias, vstored *y, Py_ssize_t n_rows,
     Py_ssize_t n, const vreal *mean, const vreal *scale, const vreal *offset,
     const bint *skip, bint stream,
 ) noexcept nogil:
@@ -131,10 +132,10 @@ cdef inline void normalize_rows_any(
 
 
 cdef void normalize_row_scaled(
-    const vreal *x,         # IN
+    const vstored *x,       # IN
     const vreal *gain,      # IN, or NULL
     const vreal *bias,      # IN, or NULL
-    vreal *y,               # OUT, may be x
+    vstored *y,             # OUT, may be x
     Py_ssize_t n,
     const ScaledMoments *moments,
 ) noexcept nogil:
@@ -150,10 +151,10 @@ cdef void normalize_row_scaled(
 
 
 cdef bint short_group(
-    const vreal *x,         # IN  (GROUP, n)
+    const vstored *x,       # IN  (GROUP, n)
     const vreal *gain,      # IN  (n,) or NULL
     const vreal *bias,      # IN  (n,) or NULL
-    vreal *y,               # OUT (GROUP, n), may be x
+    vstored *y,             # OUT (GROUP, n), may be x
     Py_ssize_t n,
     double eps,
     bint stream,
@@ -174,16 +175,16 @@ cdef bint short_group(
     for r in range(GROUP):
         skip[r] = False
     # Then neither var + eps nor its root leaves the range of float.
-    if not (0 <= eps < 1e30 and short_group_moments(x, mean_hi, mean_lo, var, n)):
+    if not (0 <= eps < 1e30 and short_group_moments(x, mean_hi, mean_lo, var, n, gain)):
         return False
     for g in range(GROUP // lanes(x)):
         for p in range(n_parts):
             r = g * n_parts + p
             rstd[p] = vf64_set(1) / vf64_sqrt(var[r] + vf64_set(eps))
             shift[p] = -mean_lo[r] * rstd[p]
-        mean[g] = vnarrow(&mean_hi[g * n_parts], x[0])
-        scale[g] = vnarrow(rstd, x[0])
-        offset[g] = vnarrow(shift, x[0])
+        mean[g] = vnarrow(&mean_hi[g * n_parts], mean[0])
+        scale[g] = vnarrow(rstd, scale[0])
+        offset[g] = vnarrow(shift, offset[0])
     if stream:
         normalize_rows_any(x, gain, bias, y, GROUP, n, mean, scale, offset, skip, True)
     else:
@@ -192,10 +193,10 @@ cdef bint short_group(
 
 
 cdef void forward_group(
-    const vreal *x,         # IN  (n_rows, n)
+    const vstored *x,       # IN  (n_rows, n)
     const vreal *gain,      # IN  (n,) or NULL
     const vreal *bias,      # IN  (n,) or NULL
-    vreal *y,               # OUT (n_rows, n), may be x
+    vstored *y,             # OUT (n_rows, n), may be x
     double *mean,           # OUT (n_rows,) or NULL
     double *rstd,           # OUT (n_rows,) or NULL
     Py_ssize_t n_rows,      # at most GROUP
@@ -244,7 +245,8 @@ cdef void forward_group(
 
 
 cdef Normalization LAYER_NORM = Normalization(
-    <NormalizeGroup>forward_group[vf32], <NormalizeGroup>forward_group[vf64], True)
+    <NormalizeGroup>forward_group[vf32, vf32], <NormalizeGroup>forward_group[vf64, vf64],
+    <NormalizeGroup>forward_group[vhalf, vf32], <NormalizeGroup>forward_group[vbrain, vf32], True)
 
 
 def layer_norm_forward(x, residual, gain, bias, double eps, y, total, mean, rstd, int n_threads):

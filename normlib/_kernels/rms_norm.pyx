@@ -22,9 +22,9 @@ from normlib._kernels.row_groups cimport (
 )
 from normlib._kernels.rows cimport FOLD, GROUP, SHORT, needs_scaling, vector_range
 from normlib._kernels.vec cimport (
-    MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, at, at_out, block_vecs, lanes, to_boundary, vf32,
-    vf64, vf64_set, vfma, vfold, vget, vload_first, vload_wide, vput, vreal, vset, vstore,
-    vsum_wide, vwiden, wide_vecs,
+    MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, at, at_out, block_vecs, lanes, to_boundary, vbrain,
+    vf32, vf64, vf64_set, vfma, vfold, vget, vhalf, vload_first_wide, vload_wide, vput, vread,
+    vread_first, vreal, vset, vstored, vsum_wide, vwrite, wide_vecs,
 )
 
 cnp.import_array()
@@ -36,9 +36,10 @@ cdef struct Scaled:
 
 
 cdef inline void squares_folded(
-    const vreal *x,         # IN  (n,)
+    const vstored *x,       # IN  (n,)
     vf64 *out,              # OUT (MAX_WIDE_VECS,)
     Py_ssize_t n,
+    const vreal *like,
 ) noexcept nogil:
     """The sum of squares in the row's type, folded to lanes of double."""
     cdef vreal acc[MAX_BLOCK_VECS]
@@ -49,22 +50,23 @@ cdef inline void squares_folded(
     cdef Py_ssize_t width = lanes(x)
     cdef Py_ssize_t i = 0
     cdef Py_ssize_t stop
-    cdef const vreal *p
+    cdef const vstored *p
     for k in range(MAX_WIDE_VECS):
         wide[k] = vf64_set(0)
     while i < n:
         for k in range(n_vecs):
-            acc[k] = vset(0, x)
+            acc[k] = vset(0, like)
         stop = min(i + FOLD * n_vecs * width, n)
         while i + n_vecs * width <= stop:
             p = at(x, i)
             for k in range(n_vecs):
-                acc[k] = vfma(p[k], p[k], acc[k])
+                v = vread(p + k, like)
+                acc[k] = vfma(v, v, acc[k])
             i += n_vecs * width
         if i < stop:
             p = at(x, i)
             for k in range(n_vecs):
-                v = vload_first(p + k, stop - i - k * width)
+                v = vread_first(p + k, stop - i - k * width, like)
                 acc[k] = vfma(v, v, acc[k])
             i = stop
         vfold(acc, wide)
@@ -72,7 +74,7 @@ cdef inline void squares_folded(
         out[k] = wide[k]
 
 
-cdef inline double squares_wide(const vreal *x, Py_ssize_t n) noexcept nogil:
+cdef inline double squares_wide(const vstored *x, Py_ssize_t n) noexcept nogil:
     """The sum of squares in double."""
     cdef vf64 acc[MAX_WIDE_VECS]
     cdef vf64 parts[MAX_PARTS]
@@ -91,7 +93,7 @@ cdef inline double squares_wide(const vreal *x, Py_ssize_t n) noexcept nogil:
         i += n_vecs * width
     if i < n:
         for k in range(n_vecs):
-            n_parts = vwiden(vload_first(at(x, i + k * width), n - i - k * width), parts)
+            n_parts = vload_first_wide(at(x, i + k * width), n - i - k * width, parts)
             for p in range(n_parts):
                 slot = (k * n_parts + p) % wide_vecs(x)
                 acc[slot] = vfma(parts[p], parts[p], acc[slot])
@@ -99,21 +101,22 @@ cdef inline double squares_wide(const vreal *x, Py_ssize_t n) noexcept nogil:
 
 
 cdef inline void mean_squares(
-    const vreal *x,         # IN  (n_rows, n)
+    const vstored *x,       # IN  (n_rows, n)
     double *out,            # OUT (n_rows,)
     Py_ssize_t n_rows,      # at most GROUP
     Py_ssize_t n,
+    const vreal *like,
 ) noexcept nogil:
-    """In the row's type: of float32 rows good enough for y, unless extreme."""
+    """In the type of like: of float32 rows good enough for y, unless extreme."""
     cdef vf64 wide[GROUP * MAX_WIDE_VECS]
     cdef Py_ssize_t r
     for r in range(n_rows):
-        squares_folded(at(x, r * n), wide + r * MAX_WIDE_VECS, n)
+        squares_folded(at(x, r * n), wide + r * MAX_WIDE_VECS, n, like)
     for r in range(n_rows):
         out[r] = vsum_wide(x, wide + r * MAX_WIDE_VECS) / n
 
 
-cdef void scale_row(const vreal *x, Py_ssize_t n, double eps, Scaled *out) noexcept nogil:
+cdef void scale_row(const vstored *x, Py_ssize_t n, double eps, Scaled *out) noexcept nogil:
     """rstd in double and free of overflow."""
     cdef double largest = 0
     cdef double total = 0
@@ -141,9 +144,9 @@ cdef void scale_row(const vreal *x, Py_ssize_t n, double eps, Scaled *out) noexc
 
 
 cdef void normalize_scaled(
-    const vreal *x,         # IN
+    const vstored *x,       # IN
     const vreal *gain,      # IN  or NULL
-    vreal *y,               # OUT, may be x
+    vstored *y,             # OUT, may be x
     Py_ssize_t n,
     const Scaled *scaled,
 ) noexcept nogil:
@@ -157,16 +160,16 @@ cdef void normalize_scaled(
 
 
 cdef inline void normalize_pair(
-    const vreal *x,         # IN  (2, n)
+    const vstored *x,       # IN  (2, n)
     const vreal *gain,      # IN
-    vreal *y,               # OUT (2, n), may be x
+    vstored *y,             # OUT (2, n), may be x
     Py_ssize_t n,
     const double *scale,    # IN  (2,)
     bint stream,
 ) noexcept nogil:
     """Two rows, for which the gain is loaded once; n is a multiple of four vectors."""
-    cdef vreal s0 = vset(scale[0], x)
-    cdef vreal s1 = vset(scale[1], x)
+    cdef vreal s0 = vset(scale[0], gain)
+    cdef vreal s1 = vset(scale[1], gain)
     cdef vreal g
     cdef int k
     cdef Py_ssize_t width = lanes(x)
@@ -176,15 +179,15 @@ cdef inline void normalize_pair(
         for k in range(2):
             j = i + k * width
             g = at(gain, j)[0]
-            vstore(at_out(y, j), at(x, j)[0] * s0 * g, stream)
-            vstore(at_out(y, n + j), at(x, n + j)[0] * s1 * g, stream)
+            vwrite(at_out(y, j), vread(at(x, j), gain) * s0 * g, stream)
+            vwrite(at_out(y, n + j), vread(at(x, n + j), gain) * s1 * g, stream)
         i += 2 * width
 
 
 cdef inline void normalize_rows(
-    const vreal *x,         # IN  (n_rows, n)
+    const vstored *x,       # IN  (n_rows, n)
     const vreal *gain,      # IN  (n,) or NULL
-    vreal *y,               # OUT (n_rows, n), may be x
+    vstored *y,             # OUT (n_rows, n), may be x
     Py_ssize_t n_rows,
     Py_ssize_t n,
     const double *scale,    # IN  (n_rows,)
@@ -199,19 +202,19 @@ cdef inline void normalize_rows(
             r += 2
             continue
         if not skip[r] and gain != NULL:
-            affine_row(at(x, r * n), gain, NULL, at_out(y, r * n), n, 0, scale[r], 0, False, True,
-                       False, stream)
+            affine_row(at(x, r * n), gain, <const vreal *>NULL, at_out(y, r * n), n, 0, scale[r], 0,
+                       False, True, False, stream)
         elif not skip[r]:
-            affine_row(at(x, r * n), NULL, NULL, at_out(y, r * n), n, 0, scale[r], 0, False, False,
-                       False, stream)
+            affine_row(at(x, r * n), <const vreal *>NULL, <const vreal *>NULL, at_out(y, r * n), n,
+                       0, scale[r], 0, False, False, False, stream)
         r += 1
 
 
 cdef void forward_group(
-    const vreal *x,         # IN  (n_rows, n)
+    const vstored *x,       # IN  (n_rows, n)
     const vreal *gain,      # IN  (n,) or NULL
     const vreal *bias,      # NULL
-    vreal *y,               # OUT (n_rows, n), may be x
+    vstored *y,             # OUT (n_rows, n), may be x
     double *mean,           # NULL
     double *rstd,           # OUT (n_rows,) or NULL
     Py_ssize_t n_rows,      # at most GROUP
@@ -228,7 +231,7 @@ cdef void forward_group(
     cdef bint single = vreal is vf32
     cdef bint quick = not single or n >= SHORT
     if quick:
-        mean_squares(x, mean_square, n_rows, n)
+        mean_squares(x, mean_square, n_rows, n, gain)
     for r in range(n_rows):
         if single and not (quick and 1e-30 < mean_square[r] < 1e30):
             mean_square[r] = squares_wide(at(x, r * n), n) / n
@@ -255,7 +258,8 @@ cdef void forward_group(
 
 
 cdef Normalization RMS_NORM = Normalization(
-    <NormalizeGroup>forward_group[vf32], <NormalizeGroup>forward_group[vf64], False)
+    <NormalizeGroup>forward_group[vf32, vf32], <NormalizeGroup>forward_group[vf64, vf64],
+    <NormalizeGroup>forward_group[vhalf, vf32], <NormalizeGroup>forward_group[vbrain, vf32], False)
 
 
 def rms_norm_forward(x, residual, gain, double eps, y, total, rstd, int n_threads):

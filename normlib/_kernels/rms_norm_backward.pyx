@@ -14,14 +14,14 @@ from normlib._kernels.row_gradients cimport (
     Row, TOGETHER, one_gradient, prepare_row, row_double, some_gradients,
 )
 from normlib._kernels.row_sums cimport add_row_any
-from normlib._kernels.vec cimport at, at_out, vf32, vf64, vreal
+from normlib._kernels.vec cimport at, at_out, vbrain, vf32, vf64, vhalf, vreal, vstored
 
 cnp.import_array()
 
 
 cdef void few_gradients(
-    const vreal *dy, const vreal *x, const vreal *gain, const double *mean, const double *rstd,
-    const vreal *around, vreal *dx, double *dgain, double *dbias,
+    const vstored *dy, const vstored *x, const vreal *gain, const double *mean,
+    const double *rstd, const vstored *around, vstored *dx, double *dgain, double *dbias,
     vreal *narrow, Py_ssize_t n_rows, Py_ssize_t n,
     bint stream,
 ) noexcept nogil:
@@ -34,7 +34,8 @@ cdef void few_gradients(
 
 
 cdef Differentiation RMS_NORM = Differentiation(
-    <FewGradients>few_gradients[vf32], <FewGradients>few_gradients[vf64], False)
+    <FewGradients>few_gradients[vf32, vf32], <FewGradients>few_gradients[vf64, vf64],
+    <FewGradients>few_gradients[vhalf, vf32], <FewGradients>few_gradients[vbrain, vf32], False)
 
 
 def rms_norm_backward(dy, x, gain, rstd, dtotal, dx, dgain, int n_threads):

@@ -26,8 +26,8 @@ from normlib._kernels.affine cimport at_or_null, scaled
 from normlib._kernels.rows cimport FOLD, sums_about, vector_range
 from normlib._kernels.vec cimport (
     MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, at, at_out, block_vecs, lanes, vadd_to, vec_prefetch,
-    vf64, vf64_set, vfirst, vfma, vget, vload, vload_first, vput, vreal, vround, vset, vstore,
-    vstore_first, vsum_wide, vwiden,
+    vf64, vf64_set, vfirst, vfma, vget, vload, vput, vread, vread_first, vreal, vround, vset,
+    vstored, vsum_wide, vwiden, vwrite, vwrite_first,
 )
 
 cdef enum:
@@ -51,18 +51,19 @@ cdef struct Row:
     bint linear          # both in range
 
 
-cdef inline void prepare_row(const vreal *x, Py_ssize_t n, double mean, double rstd, Row *row,
+cdef inline void prepare_row(const vstored *x, Py_ssize_t n, double mean, double rstd, Row *row,
                              bint centered) noexcept nogil:
     """What xhat takes; mean is 0 where rows are not centered, a constant."""
     cdef double sum_d, sum_d2, rest
     row.mean_hi = vround(mean, x)
     row.mean_lo = mean - row.mean_hi
-    if centered and vreal is vf64:
-        # What a double has no room for: the mean of the deviations from it.
-        sums_about(x, n, mean, &sum_d, &sum_d2)
-        rest = sum_d / n
-        if fabs(rest) <= 4e-16 * fabs(mean):
-            row.mean_lo = rest
+    if vstored is vf64:
+        if centered:
+            # What a double has no room for: the mean of the deviations from it.
+            sums_about(x, n, mean, &sum_d, &sum_d2)
+            rest = sum_d / n
+            if fabs(rest) <= 4e-16 * fabs(mean):
+                row.mean_lo = rest
     row.rstd = rstd
     row.offset = -row.mean_lo * rstd
     row.vector = vector_range(x, rstd)
@@ -76,7 +77,7 @@ cdef inline vreal times_minus(vreal v, const vreal *gain, vreal w, Py_ssize_t n,
     return vfma(v, vload(gain, n, full), -w)
 
 
-cdef inline void finish_row(const vreal *x, Row *row, double mean_shifted,
+cdef inline void finish_row(const vstored *x, Row *row, double mean_shifted,
                             double mean_gx) noexcept nogil:
     """What dx takes, from the means of g - g[0] and of its product with xhat."""
     # mean(g) in two parts: where g is nearly constant, g - mean(g) must not lose it.
@@ -98,8 +99,8 @@ cdef inline void add_column(double *wide, vreal *narrow, Py_ssize_t i, vreal v) 
 
 
 cdef inline void row_sums(
-    const vreal *dy,        # IN  (n_rows, n), its rows stride apart
-    const vreal *x,         # IN  the same
+    const vstored *dy,      # IN  (n_rows, n), its rows stride apart
+    const vstored *x,       # IN  the same
     const vreal *gain,      # IN  (n,)
     Row *rows,              # IN/OUT (n_rows,)
     double *dgain,          # IN/OUT (n rounded up to blocks,)
@@ -135,26 +136,26 @@ cdef inline void row_sums(
         rows[r].first = 0
         if centered:
             rows[r].first = vround(vget(dy, r * stride) * (vget(gain, 0) if has_gain else 1), x)
-        m[r] = vset(rows[r].mean_hi, x)
-        s[r] = vset(rows[r].rstd, x)
-        t[r] = vset(rows[r].offset, x)
-        shift[r] = vset(rows[r].first, x)
+        m[r] = vset(rows[r].mean_hi, gain)
+        s[r] = vset(rows[r].rstd, gain)
+        t[r] = vset(rows[r].offset, gain)
+        shift[r] = vset(rows[r].first, gain)
         for k in range(MAX_WIDE_VECS):
             wide1[r * MAX_WIDE_VECS + k] = vf64_set(0)
             wide2[r * MAX_WIDE_VECS + k] = vf64_set(0)
     while i < n:
         for k in range(n_rows * n_vecs):
-            acc1[k] = vset(0, x)
-            acc2[k] = vset(0, x)
+            acc1[k] = vset(0, gain)
+            acc2[k] = vset(0, gain)
         stop = min(i + 2 * FOLD * n_vecs * width, n)
         while i + n_vecs * width <= stop:
             for k in range(n_vecs):
                 j = i + k * width
-                column1 = vset(0, x)
-                column2 = vset(0, x)
+                column1 = vset(0, gain)
+                column2 = vset(0, gain)
                 for r in range(n_rows):
-                    v = at(dy, r * stride + j)[0]
-                    xhat = scaled(at(x, r * stride + j)[0], m[r], s[r], t[r], centered)
+                    v = vread(at(dy, r * stride + j), gain)
+                    xhat = scaled(vread(at(x, r * stride + j), gain), m[r], s[r], t[r], centered)
                     g = times_minus(v, at(gain, j), shift[r], width, has_gain, True)
                     if centered:
                         acc1[r * n_vecs + k] = acc1[r * n_vecs + k] + g
@@ -171,11 +172,11 @@ cdef inline void row_sums(
             for k in range(n_vecs):
                 j = i + k * width
                 left = stop - j
-                column1 = vset(0, x)
-                column2 = vset(0, x)
+                column1 = vset(0, gain)
+                column2 = vset(0, gain)
                 for r in range(n_rows):
-                    v = vload_first(at(dy, r * stride + j), left)
-                    xhat = scaled(vload_first(at(x, r * stride + j), left), m[r], s[r], t[r],
+                    v = vread_first(at(dy, r * stride + j), left, gain)
+                    xhat = scaled(vread_first(at(x, r * stride + j), left, gain), m[r], s[r], t[r],
                                   centered)
                     xhat = vfirst(xhat, left)
                     g = times_minus(v, at(gain, j), shift[r], left, has_gain, False)
@@ -217,11 +218,11 @@ cdef inline vreal gradient(vreal g, vreal d, vreal s, vreal t, vreal b, vreal c,
 
 
 cdef inline void row_gradient(
-    const vreal *dy,        # IN
-    const vreal *x,         # IN
+    const vstored *dy,      # IN
+    const vstored *x,       # IN
     const vreal *gain,      # IN
-    const vreal *around,    # IN
-    vreal *dx,              # OUT
+    const vstored *around,  # IN
+    vstored *dx,            # OUT
     Py_ssize_t n,
     Py_ssize_t stride,      # to the next row
     const Row *row,
@@ -230,12 +231,12 @@ cdef inline void row_gradient(
     bint linear,            # a constant
     bint stream,            # a constant: past the cache
 ) noexcept nogil:
-    cdef vreal m = vset(row.mean_hi, x)
-    cdef vreal s = vset(row.rstd, x)
-    cdef vreal t = vset(row.offset, x)
-    cdef vreal a = vset(row.center, x)
-    cdef vreal b = vset(row.slope if linear else -row.mean_gx, x)
-    cdef vreal c = vset(row.level if linear else row.rest, x)
+    cdef vreal m = vset(row.mean_hi, gain)
+    cdef vreal s = vset(row.rstd, gain)
+    cdef vreal t = vset(row.offset, gain)
+    cdef vreal a = vset(row.center, gain)
+    cdef vreal b = vset(row.slope if linear else -row.mean_gx, gain)
+    cdef vreal c = vset(row.level if linear else row.rest, gain)
     cdef vreal g, v
     cdef bint ahead = stream and n >= AHEAD
     cdef Py_ssize_t width = lanes(x)
@@ -246,23 +247,23 @@ cdef inline void row_gradient(
             # The next rows, whose sums read many short runs at a time.
             vec_prefetch(at(dy, TOGETHER * stride + i))
             vec_prefetch(at(x, TOGETHER * stride + i))
-        g = times_minus(at(dy, i)[0], at(gain, i), a, width, has_gain, True)
-        v = gradient(g, at(x, i)[0] - m, s, t, b, c, linear)
+        g = times_minus(vread(at(dy, i), gain), at(gain, i), a, width, has_gain, True)
+        v = gradient(g, vread(at(x, i), gain) - m, s, t, b, c, linear)
         if has_around:
-            v = v + at(around, i)[0]
-        vstore(at_out(dx, i), v, stream)
+            v = v + vread(at(around, i), gain)
+        vwrite(at_out(dx, i), v, stream)
         i += width
     if i < n:
         left = n - i
-        g = times_minus(vload_first(at(dy, i), left), at(gain, i), a, left, has_gain, False)
-        v = gradient(g, vload_first(at(x, i), left) - m, s, t, b, c, linear)
+        g = times_minus(vread_first(at(dy, i), left, gain), at(gain, i), a, left, has_gain, False)
+        v = gradient(g, vread_first(at(x, i), left, gain) - m, s, t, b, c, linear)
         if has_around:
-            v = v + vload_first(at(around, i), left)
-        vstore_first(at_out(dx, i), v, left)
+            v = v + vread_first(at(around, i), left, gain)
+        vwrite_first(at_out(dx, i), v, left)
 
 
 cdef inline void row_gradient_any(
-    const vreal *dy, const vreal *x, const vreal *gain, const vreal *around, vreal *dx,
+    const vstored *dy, const vstored *x, const vreal *gain, const vstored *around, vstored *dx,
     Py_ssize_t n, Py_ssize_t stride, const Row *row, bint has_gain, bint has_around, bint stream,
 ) noexcept nogil:
     """row_gradient, compiled for each case of row and stream."""
@@ -275,11 +276,11 @@ cdef inline void row_gradient_any(
 
 
 cdef inline void row_double(
-    const vreal *dy,        # IN
-    const vreal *x,         # IN
+    const vstored *dy,      # IN
+    const vstored *x,       # IN
     const vreal *gain,      # IN  or NULL
-    const vreal *around,    # IN  or NULL
-    vreal *dx,              # OUT
+    const vstored *around,  # IN  or NULL
+    vstored *dx,            # OUT
     Py_ssize_t n,
     const Row *row,
     double *dgain,          # IN/OUT, or NULL
@@ -314,11 +315,11 @@ cdef inline void row_double(
 
 
 cdef inline void pair_gradients(
-    const vreal *dy,        # IN  (2, n)
-    const vreal *x,         # IN  (2, n)
+    const vstored *dy,      # IN  (2, n)
+    const vstored *x,       # IN  (2, n)
     const vreal *gain,      # IN
-    const vreal *around,    # IN
-    vreal *dx,              # OUT (2, n)
+    const vstored *around,  # IN
+    vstored *dx,            # OUT (2, n)
     Py_ssize_t n,
     Py_ssize_t stride,
     const Row *rows,        # IN  (2,)
@@ -343,21 +344,21 @@ cdef inline void pair_gradients(
     cdef Py_ssize_t i = 0
     cdef Py_ssize_t left
     for r in range(2):
-        m[r] = vset(rows[r].mean_hi, x)
-        s[r] = vset(rows[r].rstd, x)
-        t[r] = vset(rows[r].offset, x)
-        a[r] = vset(rows[r].center, x)
-        b[r] = vset(rows[r].slope, x)
-        c[r] = vset(rows[r].level, x)
+        m[r] = vset(rows[r].mean_hi, gain)
+        s[r] = vset(rows[r].rstd, gain)
+        t[r] = vset(rows[r].offset, gain)
+        a[r] = vset(rows[r].center, gain)
+        b[r] = vset(rows[r].slope, gain)
+        c[r] = vset(rows[r].level, gain)
     while i + width <= n:
-        column1 = vset(0, x)
-        column2 = vset(0, x)
+        column1 = vset(0, gain)
+        column2 = vset(0, gain)
         for r in range(2):
             if ahead and has_dx:
                 vec_prefetch(at(dy, (r + 2) * stride + i))
                 vec_prefetch(at(x, (r + 2) * stride + i))
-            v = at(dy, r * stride + i)[0]
-            w = at(x, r * stride + i)[0]
+            v = vread(at(dy, r * stride + i), gain)
+            w = vread(at(x, r * stride + i), gain)
             if centered:
                 column1 = column1 + v
             column2 = vfma(v, scaled(w, m[r], s[r], t[r], centered), column2)
@@ -365,19 +366,19 @@ cdef inline void pair_gradients(
                 g = times_minus(v, at(gain, i), a[r], width, has_gain, True)
                 v = gradient(g, w - m[r], s[r], t[r], b[r], c[r], True)
                 if has_around:
-                    v = v + at(around, r * stride + i)[0]
-                at_out(dx, r * stride + i)[0] = v
+                    v = v + vread(at(around, r * stride + i), gain)
+                vwrite(at_out(dx, r * stride + i), v, False)
         if centered:
             add_column(NULL, dbias, i, column1)
         add_column(NULL, dgain, i, column2)
         i += width
     if i < n:
         left = n - i
-        column1 = vset(0, x)
-        column2 = vset(0, x)
+        column1 = vset(0, gain)
+        column2 = vset(0, gain)
         for r in range(2):
-            v = vload_first(at(dy, r * stride + i), left)
-            w = vload_first(at(x, r * stride + i), left)
+            v = vread_first(at(dy, r * stride + i), left, gain)
+            w = vread_first(at(x, r * stride + i), left, gain)
             if centered:
                 column1 = column1 + v
             d = vfirst(scaled(w, m[r], s[r], t[r], centered), left)
@@ -386,16 +387,16 @@ cdef inline void pair_gradients(
                 g = times_minus(v, at(gain, i), a[r], left, has_gain, False)
                 v = gradient(g, w - m[r], s[r], t[r], b[r], c[r], True)
                 if has_around:
-                    v = v + vload_first(at(around, r * stride + i), left)
-                vstore_first(at_out(dx, r * stride + i), v, left)
+                    v = v + vread_first(at(around, r * stride + i), left, gain)
+                vwrite_first(at_out(dx, r * stride + i), v, left)
         if centered:
             add_column(NULL, dbias, i, column1)
         add_column(NULL, dgain, i, column2)
 
 
 cdef inline void rows_gradients(
-    const vreal *dy, const vreal *x, const vreal *gain, const vreal *around, vreal *dx, Row *rows,
-    double *dgain, double *dbias, vreal *narrow_gain, vreal *narrow_bias, Py_ssize_t n,
+    const vstored *dy, const vstored *x, const vreal *gain, const vstored *around, vstored *dx,
+    Row *rows, double *dgain, double *dbias, vreal *narrow_gain, vreal *narrow_bias, Py_ssize_t n,
     Py_ssize_t stride, int n_rows, bint centered, bint has_gain, bint columns, bint stream,
 ) noexcept nogil:
     """Both passes over n_rows, a constant, of vector range.
@@ -428,8 +429,8 @@ cdef inline void rows_gradients(
 
 
 cdef inline void together_gradients(
-    const vreal *dy, const vreal *x, const vreal *gain, const vreal *around, vreal *dx, Row *rows,
-    double *dgain, double *dbias, vreal *narrow_gain, vreal *narrow_bias, Py_ssize_t n,
+    const vstored *dy, const vstored *x, const vreal *gain, const vstored *around, vstored *dx,
+    Row *rows, double *dgain, double *dbias, vreal *narrow_gain, vreal *narrow_bias, Py_ssize_t n,
     Py_ssize_t stride, bint centered, bint has_gain, bint columns, bint stream,
 ) noexcept nogil:
     """rows_gradients of TOGETHER rows: at once, or two by two where columns are narrow and dx stays
@@ -448,11 +449,11 @@ cdef inline void together_gradients(
 
 
 cdef inline void some_gradients(
-    const vreal *dy,        # IN  (n_rows, n), its rows stride apart
-    const vreal *x,         # IN  the same
+    const vstored *dy,      # IN  (n_rows, n), its rows stride apart
+    const vstored *x,       # IN  the same
     const vreal *gain,      # IN  (n,) or NULL
-    const vreal *around,    # IN  as x, or NULL: added to dx
-    vreal *dx,              # OUT as x
+    const vstored *around,  # IN  as x, or NULL: added to dx
+    vstored *dx,            # OUT as x
     Row *rows,              # IN/OUT (n_rows,): prepared
     double *dgain,          # IN/OUT (n rounded up to blocks,), or NULL: added to
     double *dbias,          # IN/OUT (n rounded up to blocks,): added to, if centered

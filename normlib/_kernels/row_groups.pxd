@@ -5,36 +5,39 @@ split between threads, the residual that is added first, half types, and the arg
 
 Design
 ------
-A group is so few rows that they stay in L1 from their sums to their output. A sum x + residual, and
-rows of a half type as floats, are made a group at a time in scratch, if their own place is past the
-cache or of another type; there they are normalized. What leaves the cache is written past it, by
-whole lines.
+A group is so few rows that they stay in L1 from their sums to their output. A sum x + residual is
+made a group at a time, in scratch if its own place is past the cache; there it is normalized. What
+leaves the cache is written past it, by whole lines. Half types are widened where they are loaded,
+and rounded where they are stored (vread, vwrite): they have scratch only for a sum.
 
 Loops over threads have a serial twin, as in all kernels: a parallel region costs 0.7 us even for
 one thread.
 """
 cimport numpy as cnp
 from cython.parallel cimport prange
-from libc.stdint cimport uint16_t, uintptr_t
+from libc.stdint cimport uintptr_t
 
 from normlib._kernels.affine cimport add_run
 from normlib._kernels.arrays cimport address, dim
 from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.halves cimport (
-    BFLOAT16, DOUBLE, Kind, SINGLE, kind_of, vec_add_halves, vec_narrow_halves, vec_widen_halves,
+    BFLOAT16, DOUBLE, FLOAT16, Kind, SINGLE, kind_of,
 )
 from normlib._kernels.lines cimport MAX_HELD, Lines, close_lines, open_lines, pass_lines
 from normlib._kernels.plain cimport (
     apart, is_eps, is_input_or_half, is_like, is_output, is_pair, is_vector, new_vector,
 )
 from normlib._kernels.rows cimport GROUP, GROUP_FLOATS, SHORT
-from normlib._kernels.vec cimport STREAM_FLOATS, at, at_out, vec_fence, vf32, vf64, vreal
+from normlib._kernels.vec cimport (
+    STREAM_FLOATS, at, at_out, vbrain, vec_fence, vf32, vf64, vhalf, vreal, vstored,
+)
 
-# Normalizes rows of float or double; whoever has no bias, or no mean, leaves it alone.
+# Normalizes rows of T, computed in float, or in double if that is T; whoever has no bias, or no
+# mean, leaves it alone.
 ctypedef void (*NormalizeGroup)(
     const void *x,          # IN  (n_rows, n) of T
-    const void *gain,       # IN  (n,) of T, or NULL
-    const void *bias,       # IN  (n,) of T, or NULL
+    const void *gain,       # IN  (n,) of the computing type, or NULL
+    const void *bias,       # IN  (n,) of the computing type, or NULL
     void *y,                # OUT (n_rows, n) of T, may be x
     double *mean,           # OUT (n_rows,) or NULL
     double *rstd,           # OUT (n_rows,) or NULL
@@ -48,6 +51,8 @@ ctypedef void (*NormalizeGroup)(
 cdef struct Normalization:
     NormalizeGroup single
     NormalizeGroup double
+    NormalizeGroup half
+    NormalizeGroup brain
     bint centered           # has a mean and a bias
 
 
@@ -77,41 +82,49 @@ cdef inline bint is_half(Kind kind) noexcept nogil:
     return kind != SINGLE and kind != DOUBLE
 
 
+cdef inline NormalizeGroup normalize_of(const Normalization *how, Kind kind) noexcept nogil:
+    if kind == DOUBLE:
+        return how.double
+    if kind == FLOAT16:
+        return how.half
+    if kind == BFLOAT16:
+        return how.brain
+    return how.single
+
+
+cdef inline void add_rows(
+    const vstored *x, const vstored *residual, vstored *sum, vstored *total, Py_ssize_t n,
+    bint stream, const vreal *like,
+) noexcept nogil:
+    """sum = x + residual; if stream it goes to total too, past the cache."""
+    if stream:
+        add_run(x, residual, sum, total, n, True, like)
+    else:
+        add_run(x, residual, sum, total, n, False, like)
+
+
 cdef inline const char *add_group(const Rows *rows, Py_ssize_t first, Py_ssize_t count,
                                   char *near) noexcept nogil:
     """total = x + residual; returns where the sum is near."""
     cdef Py_ssize_t i = first * rows.n * rows.item
     cdef Py_ssize_t n = count * rows.n
+    cdef const char *x = rows.x + i
+    cdef const char *residual = rows.residual + i
     cdef char *total = rows.total + i
     cdef char *sum = near if rows.stream_total else total
-    if rows.kind == SINGLE and rows.stream_total:
-        add_run(<vf32 *>(rows.x + i), <vf32 *>(rows.residual + i), <vf32 *>sum, <vf32 *>total, n,
-                True)
-    elif rows.kind == SINGLE:
-        add_run(<vf32 *>(rows.x + i), <vf32 *>(rows.residual + i), <vf32 *>sum, NULL, n, False)
-    elif rows.stream_total:
-        add_run(<vf64 *>(rows.x + i), <vf64 *>(rows.residual + i), <vf64 *>sum, <vf64 *>total, n,
-                True)
+    if rows.kind == SINGLE:
+        add_rows(<vf32 *>x, <vf32 *>residual, <vf32 *>sum, <vf32 *>total, n, rows.stream_total,
+                 <vf32 *>NULL)
+    elif rows.kind == DOUBLE:
+        add_rows(<vf64 *>x, <vf64 *>residual, <vf64 *>sum, <vf64 *>total, n, rows.stream_total,
+                 <vf64 *>NULL)
+    elif rows.kind == FLOAT16:
+        add_rows(<vhalf *>x, <vhalf *>residual, <vhalf *>sum, <vhalf *>total, n,
+                 rows.stream_total, <vf32 *>NULL)
     else:
-        add_run(<vf64 *>(rows.x + i), <vf64 *>(rows.residual + i), <vf64 *>sum, NULL, n, False)
+        add_rows(<vbrain *>x, <vbrain *>residual, <vbrain *>sum, <vbrain *>total, n,
+                 rows.stream_total, <vf32 *>NULL)
     return sum
-
-
-cdef inline void normalize_half_group(const Rows *rows, Py_ssize_t first, Py_ssize_t count,
-                                      char *near, double *mean, double *rstd) noexcept nogil:
-    """Rows of a half type: as floats near, and rounded at the end."""
-    cdef Py_ssize_t i = first * rows.n
-    cdef Py_ssize_t n = count * rows.n
-    cdef bint brain = rows.kind == BFLOAT16
-    cdef const uint16_t *x = <const uint16_t *>rows.x + i
-    cdef uint16_t *y = <uint16_t *>rows.y + i
-    if rows.residual == NULL:
-        vec_widen_halves(x, <float *>near, n, brain)
-    else:
-        vec_add_halves(x, <const uint16_t *>rows.residual + i, <uint16_t *>rows.total + i,
-                       <float *>near, n, brain, rows.stream_total)
-    rows.normalize(near, rows.gain, rows.bias, near, mean, rstd, count, rows.n, rows.eps, False)
-    vec_narrow_halves(<float *>near, y, n, brain, rows.stream)
 
 
 cdef inline void normalize_by_lines(
@@ -147,7 +160,7 @@ cdef inline Py_ssize_t group_rows(Py_ssize_t n, Py_ssize_t item) noexcept nogil:
 cdef inline void normalize_part(const Rows *rows, int part, int n_parts) noexcept nogil:
     """The groups of one of n_parts equal parts."""
     cdef Py_ssize_t n = rows.n
-    cdef Py_ssize_t size = group_rows(n, max(rows.item, <Py_ssize_t>4))
+    cdef Py_ssize_t size = group_rows(n, rows.item)
     cdef Py_ssize_t n_groups = (rows.n_rows + size - 1) // size
     cdef Py_ssize_t first = n_groups * part // n_parts * size
     cdef Py_ssize_t stop = min(n_groups * (part + 1) // n_parts * size, rows.n_rows)
@@ -166,15 +179,12 @@ cdef inline void normalize_part(const Rows *rows, int part, int n_parts) noexcep
         count = min(size, stop - first)
         mean = NULL if rows.mean == NULL else rows.mean + first
         rstd = NULL if rows.rstd == NULL else rows.rstd + first
-        if is_half(rows.kind):
-            normalize_half_group(rows, first, count, near, mean, rstd)
+        if rows.residual == NULL:
+            source = rows.x + first * n * rows.item
         else:
-            if rows.residual == NULL:
-                source = rows.x + first * n * rows.item
-            else:
-                source = add_group(rows, first, count, near)
-            rows.normalize(source, rows.gain, rows.bias, rows.y + first * n * rows.item, mean, rstd,
-                           count, n, rows.eps, rows.stream)
+            source = add_group(rows, first, count, near)
+        rows.normalize(source, rows.gain, rows.bias, rows.y + first * n * rows.item, mean, rstd,
+                       count, n, rows.eps, rows.stream)
         first += count
     if rows.stream or rows.stream_total:
         vec_fence()
@@ -190,8 +200,8 @@ cdef inline void normalize_all(const Rows *rows, int n_threads) noexcept nogil:
 
 
 cdef inline bint leaves_cache(const Rows *rows) noexcept nogil:
-    """Whether an output leaves the cache."""
-    return rows.n_rows * rows.n * rows.item >= 4 * STREAM_FLOATS
+    """Whether an output leaves the cache; halves from as many elements on as floats."""
+    return rows.n_rows * rows.n * max(rows.item, <Py_ssize_t>4) >= 4 * STREAM_FLOATS
 
 
 cdef inline bint starts_lines(const Rows *rows, const char *out) noexcept nogil:
@@ -213,7 +223,7 @@ cdef inline int normalize(
     cdef object memory
     rows.kind = kind_of(x)
     rows.item = cnp.PyArray_ITEMSIZE(x)
-    rows.normalize = how.double if rows.kind == DOUBLE else how.single
+    rows.normalize = normalize_of(how, rows.kind)
     rows.x = <const char *>address(x)
     rows.residual = <const char *>address(residual)
     rows.gain = address(gain)
@@ -232,7 +242,7 @@ cdef inline int normalize(
                      and not is_half(rows.kind) and n <= GROUP_FLOATS)
     rows.scratch = NULL
     rows.scratch_size = 0
-    if is_half(rows.kind) or rows.stream_total or rows.by_lines:
+    if rows.stream_total or rows.by_lines:
         group = (max(<Py_ssize_t>GROUP_FLOATS, n) + 2 * MAX_HELD) * max(rows.item, <Py_ssize_t>4)
         rows.scratch_size = (group + 63) // 64 * 64
         memory = new_vector(n_threads * rows.scratch_size + 63, cnp.NPY_UINT8)

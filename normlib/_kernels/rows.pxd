@@ -28,9 +28,10 @@ enough. Of rows below SHORT elements GROUP are done together, bit for bit as one
 from libc.math cimport fabs, frexp, isfinite, ldexp, sqrt
 
 from normlib._kernels.vec cimport (
-    MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, VF64_LANES, vf32, vf64, vf64_set, vreal,
-    at, block_vecs, lanes, vf64_select_lt, vfirst, vfma, vfold, vget, vload_first, vload_wide,
-    vnarrow, vround, vset, vsum_wide, vwiden, wide_vecs,
+    MAX_BLOCK_VECS, MAX_PARTS, MAX_WIDE_VECS, VF64_LANES, vf32, vf64, vf64_set, vreal, vstored,
+    at, block_vecs, lanes, vf64_select_lt, vfirst, vfma, vfold, vget, vload_first,
+    vload_first_wide, vload_wide, vnarrow, vread, vread_first, vround, vset, vsum_wide, vwiden,
+    wide_vecs,
 )
 
 cdef extern from "transpose.h" nogil:
@@ -68,11 +69,11 @@ cdef struct ScaledMoments:
     double rstd
 
 
-cdef inline Py_ssize_t chunk_size(const vreal *x) noexcept nogil:
-    if vreal is vf32:
-        return 16384
-    else:
+cdef inline Py_ssize_t chunk_size(const vstored *x) noexcept nogil:
+    if vstored is vf64:
         return 2048
+    else:
+        return 16384
 
 
 cdef inline double coarse_mean(const vreal *x, Py_ssize_t n) noexcept nogil:
@@ -105,7 +106,7 @@ cdef inline double coarse_mean(const vreal *x, Py_ssize_t n) noexcept nogil:
     return vround(first + vsum_wide(x, wide) / n, x)
 
 
-cdef inline double first_mean(const vreal *x) noexcept nogil:
+cdef inline double first_mean(const vstored *x) noexcept nogil:
     """Mean of the first 16 elements, rounded to the row's type; exact where they are equal."""
     cdef vf64 parts[MAX_WIDE_VECS]
     cdef int k
@@ -116,39 +117,40 @@ cdef inline double first_mean(const vreal *x) noexcept nogil:
 
 
 cdef inline void sums_folded(
-    const vreal *x,         # IN  (n,)
+    const vstored *x,       # IN  (n,)
     vf64 *out1,             # OUT (MAX_WIDE_VECS,)
     vf64 *out2,             # OUT (MAX_WIDE_VECS,)
     Py_ssize_t n,
     double shift,
+    const vreal *like,
 ) noexcept nogil:
     """Sums of d and of d**2, d = x - shift, in the row's type, folded to lanes of double."""
     cdef vreal acc1[MAX_BLOCK_VECS]
     cdef vreal acc2[MAX_BLOCK_VECS]
     cdef vf64 wide1[MAX_WIDE_VECS]
     cdef vf64 wide2[MAX_WIDE_VECS]
-    cdef vreal minus_shift = vset(-shift, x)
-    cdef vreal one = vset(1, x)
+    cdef vreal minus_shift = vset(-shift, like)
+    cdef vreal one = vset(1, like)
     cdef vreal d
     cdef int k
     cdef int n_vecs = block_vecs(x)
     cdef Py_ssize_t width = lanes(x)
     cdef Py_ssize_t i = 0
     cdef Py_ssize_t stop, left
-    cdef const vreal *p
+    cdef const vstored *p
     for k in range(MAX_WIDE_VECS):
         wide1[k] = vf64_set(0)
         wide2[k] = vf64_set(0)
     while i < n:
         for k in range(n_vecs):
-            acc1[k] = vset(0, x)
-            acc2[k] = vset(0, x)
+            acc1[k] = vset(0, like)
+            acc2[k] = vset(0, like)
         stop = min(i + FOLD * n_vecs * width, n)
         while i + n_vecs * width <= stop:
             p = at(x, i)
             for k in range(n_vecs):
                 # A subtraction, on the ports of the multiplier, as the adder's are in use.
-                d = vfma(p[k], one, minus_shift)
+                d = vfma(vread(p + k, like), one, minus_shift)
                 acc1[k] = acc1[k] + d
                 acc2[k] = vfma(d, d, acc2[k])
             i += n_vecs * width
@@ -157,11 +159,11 @@ cdef inline void sums_folded(
             for k in range(n_vecs):
                 left = stop - i - k * width
                 if left >= width:
-                    d = p[k] + minus_shift
+                    d = vread(p + k, like) + minus_shift
                     acc1[k] = acc1[k] + d
                     acc2[k] = vfma(d, d, acc2[k])
                 elif left > 0:
-                    d = vfirst(vload_first(p + k, left) + minus_shift, left)
+                    d = vfirst(vread_first(p + k, left, like) + minus_shift, left)
                     acc1[k] = acc1[k] + d
                     acc2[k] = vfma(d, d, acc2[k])
             i = stop
@@ -177,25 +179,26 @@ cdef inline void sums_about(const vreal *x, Py_ssize_t n, double m,
     """Sums of d and of d**2, d = x - m, for m in the row's type."""
     cdef vf64 wide1[MAX_WIDE_VECS]
     cdef vf64 wide2[MAX_WIDE_VECS]
-    sums_folded(x, wide1, wide2, n, m)
+    sums_folded(x, wide1, wide2, n, m, x)
     sum_d[0] = vsum_wide(x, wide1)
     sum_d2[0] = vsum_wide(x, wide2)
 
 
-cdef inline bint good_moments(const vreal *x, double var, double c) noexcept nogil:
+cdef inline bint good_moments(const vstored *x, double var, double c) noexcept nogil:
     """Whether quick ones are: mean(d) = c has not eaten up var, no over- or underflow."""
-    if vreal is vf32:
-        return 1e-30 < var < 1e30 and c * c <= var
-    else:
+    if vstored is vf64:
         return 1e-280 < var < 1e280 and c * c <= var
+    else:
+        return 1e-30 < var < 1e30 and c * c <= var
 
 
 cdef inline void quick_moments(
-    const vreal *x,         # IN  (n_rows, n)
+    const vstored *x,       # IN  (n_rows, n)
     Moments *out,           # OUT (n_rows,)
     bint *good,             # OUT (n_rows,)
     Py_ssize_t n_rows,      # at most GROUP
     Py_ssize_t n,
+    const vreal *like,
 ) noexcept nogil:
     """Moments good enough for y, of float32 rows; good tells where they are.
 
@@ -211,7 +214,8 @@ cdef inline void quick_moments(
     for r in range(n_rows):
         shift[r] = first_mean(at(x, r * n))
     for r in range(n_rows):
-        sums_folded(at(x, r * n), wide1 + r * MAX_WIDE_VECS, wide2 + r * MAX_WIDE_VECS, n, shift[r])
+        sums_folded(at(x, r * n), wide1 + r * MAX_WIDE_VECS, wide2 + r * MAX_WIDE_VECS, n, shift[r],
+                    like)
     for r in range(n_rows):
         c = vsum_wide(x, wide1 + r * MAX_WIDE_VECS) * inverse
         var = vsum_wide(x, wide2 + r * MAX_WIDE_VECS) * inverse - c * c
@@ -248,17 +252,17 @@ cdef inline vreal add_halves(vreal *parts, int n) noexcept nogil:
     return parts[0]
 
 
-cdef inline vreal first_lanes(const vreal *x) noexcept nogil:
+cdef inline vreal first_lanes(const vstored *x, const vreal *like) noexcept nogil:
     """The first 16 elements, added by halves to one vector."""
     cdef vreal parts[MAX_WIDE_VECS]
     cdef int k
     for k in range(16 // lanes(x)):
-        parts[k] = at(x, k * lanes(x))[0]
+        parts[k] = vread(at(x, k * lanes(x)), like)
     return add_halves(parts, 16 // lanes(x))
 
 
 cdef inline void short_sums(
-    const vreal *x,         # IN  (n,)
+    const vstored *x,       # IN  (n,)
     vreal *out1,            # OUT
     vreal *out2,            # OUT
     Py_ssize_t n,           # less than SHORT
@@ -267,8 +271,8 @@ cdef inline void short_sums(
     """Sums of d and of d**2, d = x - shift, in the row's type: what a last vector has to add."""
     cdef vreal acc1[MAX_BLOCK_VECS]
     cdef vreal acc2[MAX_BLOCK_VECS]
-    cdef vreal minus_shift = vset(-shift, x)
-    cdef vreal one = vset(1, x)
+    cdef vreal minus_shift = vset(-shift, out1)
+    cdef vreal one = vset(1, out1)
     cdef vreal d
     cdef int k
     cdef int n_vecs = block_vecs(x)
@@ -276,14 +280,14 @@ cdef inline void short_sums(
     cdef Py_ssize_t width = lanes(x)
     cdef Py_ssize_t i = 0
     cdef Py_ssize_t left
-    cdef const vreal *p
+    cdef const vstored *p
     for k in range(n_vecs):
-        acc1[k] = vset(0, x)
-        acc2[k] = vset(0, x)
+        acc1[k] = vset(0, out1)
+        acc2[k] = vset(0, out1)
     while i + n_vecs * width <= n:
         p = at(x, i)
         for k in range(n_vecs):
-            d = vfma(p[k], one, minus_shift)
+            d = vfma(vread(p + k, out1), one, minus_shift)
             acc1[k] = acc1[k] + d
             acc2[k] = vfma(d, d, acc2[k])
         i += n_vecs * width
@@ -292,11 +296,11 @@ cdef inline void short_sums(
         for k in range(n_vecs):
             left = n - i - k * width
             if left >= width:
-                d = p[k] + minus_shift
+                d = vread(p + k, out1) + minus_shift
                 acc1[k] = acc1[k] + d
                 acc2[k] = vfma(d, d, acc2[k])
             elif left > 0:
-                d = vfirst(vload_first(p + k, left) + minus_shift, left)
+                d = vfirst(vread_first(p + k, left, out1) + minus_shift, left)
                 acc1[k] = acc1[k] + d
                 acc2[k] = vfma(d, d, acc2[k])
     for k in range(quarter):
@@ -307,11 +311,12 @@ cdef inline void short_sums(
 
 
 cdef inline void short_moments(
-    const vreal *x,         # IN  (n_rows, n), n from QUICK to SHORT
+    const vstored *x,       # IN  (n_rows, n), n from QUICK to SHORT
     Moments *out,           # OUT (n_rows,)
     bint *good,             # OUT (n_rows,)
     Py_ssize_t n_rows,
     Py_ssize_t n,
+    const vreal *like,
 ) noexcept nogil:
     """Quick moments of short rows, one by one."""
     cdef vreal sum1, sum2
@@ -319,10 +324,10 @@ cdef inline void short_moments(
     cdef double shift, c, var
     cdef Py_ssize_t r
     for r in range(n_rows):
-        shift = vround(sum_row(first_lanes(at(x, r * n)), x) * (1.0 / 16), x)
+        shift = vround(sum_row(first_lanes(at(x, r * n), like), like) * (1.0 / 16), x)
         short_sums(at(x, r * n), &sum1, &sum2, n, shift)
-        c = sum_row(sum1, x) * inverse
-        var = sum_row(sum2, x) * inverse - c * c
+        c = sum_row(sum1, like) * inverse
+        var = sum_row(sum2, like) * inverse - c * c
         out[r].mean_hi = vround(shift + c, x)
         out[r].mean_lo = (shift - out[r].mean_hi) + c
         out[r].var = var
@@ -330,11 +335,12 @@ cdef inline void short_moments(
 
 
 cdef inline bint short_group_moments(
-    const vreal *x,         # IN  (GROUP, n), n from QUICK to SHORT
+    const vstored *x,       # IN  (GROUP, n), n from QUICK to SHORT
     vf64 *mean_hi,          # OUT (GROUP,) doubles
     vf64 *mean_lo,          # OUT (GROUP,) doubles
     vf64 *var,              # OUT (GROUP,) doubles
     Py_ssize_t n,
+    const vreal *like,
 ) noexcept nogil:
     """short_moments of GROUP rows, bit for bit, a row in a lane; whether all are good."""
     cdef vreal rows[GROUP]
@@ -346,8 +352,8 @@ cdef inline bint short_group_moments(
     cdef vf64 d2[MAX_PARTS]
     cdef vf64 mean[MAX_PARTS]
     cdef vf64 inverse = vf64_set(1.0 / n)
-    cdef vf64 least = vf64_set(1e-30 if vreal is vf32 else 1e-280)
-    cdef vf64 most = vf64_set(1e30 if vreal is vf32 else 1e280)
+    cdef vf64 least = vf64_set(1e-280 if vstored is vf64 else 1e-30)
+    cdef vf64 most = vf64_set(1e280 if vstored is vf64 else 1e30)
     cdef vf64 none = vf64_set(0)
     cdef vf64 one = vf64_set(1)
     cdef vf64 bad = vf64_set(0)
@@ -357,18 +363,18 @@ cdef inline bint short_group_moments(
     cdef int n_parts = lanes(x) // VF64_LANES
     for g in range(GROUP // width):
         for r in range(width):
-            rows[r] = first_lanes(at(x, (g * width + r) * n))
-        shift[g] = sum_rows(rows, x) * vset(1.0 / 16, x)
+            rows[r] = first_lanes(at(x, (g * width + r) * n), like)
+        shift[g] = sum_rows(rows, like) * vset(1.0 / 16, like)
     for r in range(GROUP):
         short_sums(at(x, r * n), &sums1[r], &sums2[r], n, vget(shift, r))
     for g in range(GROUP // width):
         vwiden(shift[g], from_)
-        vwiden(sum_rows(&sums1[g * width], x), c)
-        vwiden(sum_rows(&sums2[g * width], x), d2)
+        vwiden(sum_rows(&sums1[g * width], like), c)
+        vwiden(sum_rows(&sums2[g * width], like), d2)
         for p in range(n_parts):
             c[p] = c[p] * inverse
             mean[p] = from_[p] + c[p]
-        vwiden(vnarrow(mean, x[0]), mean)
+        vwiden(vnarrow(mean, shift[g]), mean)
         for p in range(n_parts):
             r = g * n_parts + p
             v = d2[p] * inverse - c[p] * c[p]
@@ -381,7 +387,7 @@ cdef inline bint short_group_moments(
     return sum_row(bad, &bad) == 0
 
 
-cdef inline void sums_wide(const vreal *x, Py_ssize_t n, double shift,
+cdef inline void sums_wide(const vstored *x, Py_ssize_t n, double shift,
                            double *sum_d, double *sum_d2) noexcept nogil:
     """Sums of d and of d**2, d = x - shift, in double."""
     cdef vf64 acc1[MAX_WIDE_VECS]
@@ -411,7 +417,7 @@ cdef inline void sums_wide(const vreal *x, Py_ssize_t n, double shift,
     if i < n:
         for k in range(n_vecs):
             left = n - i - k * width
-            n_parts = vwiden(vload_first(at(x, i + k * width), left), parts)
+            n_parts = vload_first_wide(at(x, i + k * width), left, parts)
             for p in range(n_parts):
                 d = vfirst(parts[p] + minus_shift, left - p * VF64_LANES)
                 slot = (k * n_parts + p) % wide_vecs(x)
@@ -443,7 +449,7 @@ cdef inline void merge(Merged *all, double n, double m, double c, double m2) noe
     all.n += n
 
 
-cdef inline void merge_row(Merged *all, const vreal *x, Py_ssize_t n) noexcept nogil:
+cdef inline void merge_row(Merged *all, const vstored *x, Py_ssize_t n) noexcept nogil:
     """Add a row of any length."""
     cdef Py_ssize_t chunk = chunk_size(x)
     cdef Py_ssize_t i = 0
@@ -451,17 +457,17 @@ cdef inline void merge_row(Merged *all, const vreal *x, Py_ssize_t n) noexcept n
     cdef double m, sum_d, sum_d2
     while i < n:
         count = min(chunk, n - i)
-        if vreal is vf32:
-            m = vget(x, i)
-            sums_wide(at(x, i), count, m, &sum_d, &sum_d2)
-        else:
+        if vstored is vf64:
             m = coarse_mean(at(x, i), count)
             sums_about(at(x, i), count, m, &sum_d, &sum_d2)
+        else:
+            m = vget(x, i)
+            sums_wide(at(x, i), count, m, &sum_d, &sum_d2)
         merge(all, count, m, sum_d / count, sum_d2 - sum_d * (sum_d / count))
         i += count
 
 
-cdef inline void merged_moments(const Merged *all, const vreal *x, Moments *out) noexcept nogil:
+cdef inline void merged_moments(const Merged *all, const vstored *x, Moments *out) noexcept nogil:
     """Moments of all that was merged; x tells the type."""
     out.mean_hi = vround(all.origin + all.mean, x)
     out.mean_lo = (all.origin - out.mean_hi) + all.mean
@@ -470,7 +476,7 @@ cdef inline void merged_moments(const Merged *all, const vreal *x, Moments *out)
         out.var = 0
 
 
-cdef inline void row_moments(const vreal *x, Py_ssize_t n, Moments *out) noexcept nogil:
+cdef inline void row_moments(const vstored *x, Py_ssize_t n, Moments *out) noexcept nogil:
     """Moments of a row, n > 0."""
     cdef Merged all
     merge_none(&all)
@@ -479,7 +485,7 @@ cdef inline void row_moments(const vreal *x, Py_ssize_t n, Moments *out) noexcep
 
 
 cdef inline void output_moments(
-    const vreal *x,         # IN  (n_rows, n)
+    const vstored *x,       # IN  (n_rows, n)
     Moments *out,           # OUT (n_rows,)
     Py_ssize_t n_rows,      # at most GROUP
     Py_ssize_t n,
@@ -488,24 +494,30 @@ cdef inline void output_moments(
     cdef bint good[GROUP]
     cdef Py_ssize_t r
     if n >= SHORT:
-        quick_moments(x, out, good, n_rows, n)
+        if vstored is vf64:
+            quick_moments(x, out, good, n_rows, n, x)
+        else:
+            quick_moments(x, out, good, n_rows, n, <const vf32 *>NULL)
     elif n >= QUICK:
-        short_moments(x, out, good, n_rows, n)
+        if vstored is vf64:
+            short_moments(x, out, good, n_rows, n, x)
+        else:
+            short_moments(x, out, good, n_rows, n, <const vf32 *>NULL)
     for r in range(n_rows):
         if n < QUICK or not good[r]:
             row_moments(at(x, r * n), n, &out[r])
 
 
-cdef inline bint needs_scaling(const vreal *x, double var, double eps) noexcept nogil:
+cdef inline bint needs_scaling(const vstored *x, double var, double eps) noexcept nogil:
     """Whether var is not finite, or lost to underflow what would show next to eps."""
     cdef double smallest = 1e-290
-    if vreal is vf32:
-        return False
-    else:
+    if vstored is vf64:
         return not isfinite(var) or (var < smallest and smallest + eps != eps)
+    else:
+        return False
 
 
-cdef inline void scaled_moments(const vreal *x, Py_ssize_t outer, Py_ssize_t stride,
+cdef inline void scaled_moments(const vstored *x, Py_ssize_t outer, Py_ssize_t stride,
                                 Py_ssize_t inner, double eps, ScaledMoments *out) noexcept nogil:
     """Moments of outer runs of inner elements, stride apart, in double and free of overflow."""
     cdef double largest = 0
@@ -564,7 +576,7 @@ cdef inline double unscaled_rstd(const ScaledMoments *moments) noexcept nogil:
     return ldexp(moments.rstd, -moments.exponent)
 
 
-cdef inline bint vector_range(const vreal *x, double scale) noexcept nogil:
+cdef inline bint vector_range(const vstored *x, double scale) noexcept nogil:
     """Whether scale can be a factor in the row's type: not about to overflow or underflow there.
 
     True for 0, Inf and NaN, which no other type would hold better.
@@ -572,7 +584,7 @@ cdef inline bint vector_range(const vreal *x, double scale) noexcept nogil:
     cdef double size = fabs(scale)
     if size == 0 or not isfinite(size):
         return True
-    if vreal is vf32:
-        return 1e-30 < size < 1e30
-    else:
+    if vstored is vf64:
         return 1e-290 < size < 1e290
+    else:
+        return 1e-30 < size < 1e30

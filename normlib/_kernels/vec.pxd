@@ -1,9 +1,11 @@
-"""vec.h and wide.h for Cython: one fused vector type, and one name for each operation on it.
+"""vec.h, wide.h and halves.h for Cython: fused vector types, one name for each operation on them.
 
-``vreal`` is a vector of float32 or float64. Cython is told that it is a plain number, so that
-``a * b + c`` is written as such, and the C compiler sees the vector type. Two rules follow: a
-vector is made from a number by ``vset`` alone, and never meets a Python object.
+``vreal`` is a vector of float32 or float64. ``vstored`` is one in memory, of a half type, too,
+which is computed in float32: read by ``vread``, written by ``vwrite``. Cython is told that they are
+plain numbers, so that ``a * b + c`` is written as such, and the C compiler sees the vector type.
+Two rules follow: a vector is made from a number by ``vset`` alone, and never meets a Python object.
 """
+from libc.stdint cimport uint16_t
 
 cdef extern from "vec.h" nogil:
     ctypedef float vf32
@@ -78,6 +80,27 @@ cdef extern from "wide.h" nogil:
     void vf32_load_wide(const vf32 *, vf64 *) noexcept
     void vf64_load_wide(const vf64 *, vf64 *) noexcept
 
+cdef extern from "halves.h" nogil:
+    ctypedef short vhalf
+    ctypedef signed char vbrain
+
+    vf32 vhalf_load(const vhalf *) noexcept
+    vf32 vbrain_load(const vbrain *) noexcept
+    vf32 vhalf_load_first(const vhalf *, Py_ssize_t) noexcept
+    vf32 vbrain_load_first(const vbrain *, Py_ssize_t) noexcept
+    void vhalf_store(vhalf *, vf32) noexcept
+    void vbrain_store(vbrain *, vf32) noexcept
+    void vhalf_stream(vhalf *, vf32) noexcept
+    void vbrain_stream(vbrain *, vf32) noexcept
+    void vhalf_store_first(vhalf *, vf32, Py_ssize_t) noexcept
+    void vbrain_store_first(vbrain *, vf32, Py_ssize_t) noexcept
+    Py_ssize_t vhalf_to_boundary(const vhalf *) noexcept
+    Py_ssize_t vbrain_to_boundary(const vbrain *) noexcept
+    double vhalf_get(const vhalf *, Py_ssize_t) noexcept
+    double vbrain_get(const vbrain *, Py_ssize_t) noexcept
+    void vhalf_put(vhalf *, Py_ssize_t, double) noexcept
+    void vbrain_put(vbrain *, Py_ssize_t, double) noexcept
+
 cdef enum:
     STREAM_FLOATS = 1 << 21     # elements of an output that leaves the cache: benchmarks.thresholds
 
@@ -85,45 +108,50 @@ ctypedef fused vreal:
     vf32
     vf64
 
+ctypedef fused vstored:
+    vf32
+    vf64
+    vhalf                # float16
+    vbrain               # bfloat16
 
-cdef inline int lanes(const vreal *row) noexcept nogil:
+
+cdef inline int lanes(const vstored *row) noexcept nogil:
     """Elements in one vector of the row's type."""
-    if vreal is vf32:
-        return VF32_LANES
-    else:
+    if vstored is vf64:
         return VF64_LANES
+    else:
+        return VF32_LANES
 
 
-cdef inline int block_vecs(const vreal *row) noexcept nogil:
+cdef inline int block_vecs(const vstored *row) noexcept nogil:
     """Vectors in one block of 256 bytes."""
-    if vreal is vf32:
-        return VF32_BLOCK_VECS
-    else:
+    if vstored is vf64:
         return VF64_BLOCK_VECS
+    else:
+        return VF32_BLOCK_VECS
 
 
-cdef inline int wide_vecs(const vreal *row) noexcept nogil:
+cdef inline int wide_vecs(const vstored *row) noexcept nogil:
     """Vectors of double that a folded block fills."""
-    if vreal is vf32:
-        return VF32_WIDE_VECS
-    else:
+    if vstored is vf64:
         return VF64_WIDE_VECS
+    else:
+        return VF32_WIDE_VECS
 
 
-cdef inline const vreal *at(const vreal *row, Py_ssize_t i) noexcept nogil:
+cdef inline const vstored *at(const vstored *row, Py_ssize_t i) noexcept nogil:
     """Address of element i."""
-    if vreal is vf32:
-        return <const vreal *>(<const float *>row + i)
+    if vstored is vf32:
+        return <const vstored *>(<const float *>row + i)
+    elif vstored is vf64:
+        return <const vstored *>(<const double *>row + i)
     else:
-        return <const vreal *>(<const double *>row + i)
+        return <const vstored *>(<const uint16_t *>row + i)
 
 
-cdef inline vreal *at_out(vreal *row, Py_ssize_t i) noexcept nogil:
+cdef inline vstored *at_out(vstored *row, Py_ssize_t i) noexcept nogil:
     """Address of element i, for writing."""
-    if vreal is vf32:
-        return <vreal *>(<float *>row + i)
-    else:
-        return <vreal *>(<double *>row + i)
+    return <vstored *>at(row, i)
 
 
 cdef inline vreal vset(double s, const vreal *row) noexcept nogil:
@@ -166,6 +194,56 @@ cdef inline void vstore(vreal *row, vreal v, bint stream) noexcept nogil:
             vf64_stream(row, v)
     else:
         row[0] = v
+
+
+cdef inline vreal vread(const vstored *row, const vreal *like) noexcept nogil:
+    """The first vector of a row, in the type that it is computed in: that of ``like``."""
+    if vstored is vreal:
+        return row[0]
+    elif vstored is vhalf and vreal is vf32:
+        return vhalf_load(row)
+    elif vstored is vbrain and vreal is vf32:
+        return vbrain_load(row)
+    else:
+        return vset(0, like)            # never compiled into a kernel
+
+
+cdef inline vreal vread_first(const vstored *row, Py_ssize_t n, const vreal *like) noexcept nogil:
+    """The first n elements; the lanes behind them are zero, and not read."""
+    if vstored is vreal:
+        return vload_first(row, n)
+    elif vstored is vhalf and vreal is vf32:
+        return vhalf_load_first(row, n)
+    elif vstored is vbrain and vreal is vf32:
+        return vbrain_load_first(row, n)
+    else:
+        return vset(0, like)            # never compiled into a kernel
+
+
+cdef inline void vwrite(vstored *row, vreal v, bint stream) noexcept nogil:
+    """Store a whole vector, rounded; past the cache if stream, which needs its own alignment."""
+    if vstored is vreal:
+        vstore(row, v, stream)
+    elif vstored is vhalf and vreal is vf32:
+        if stream:
+            vhalf_stream(row, v)
+        else:
+            vhalf_store(row, v)
+    elif vstored is vbrain and vreal is vf32:
+        if stream:
+            vbrain_stream(row, v)
+        else:
+            vbrain_store(row, v)
+
+
+cdef inline void vwrite_first(vstored *row, vreal v, Py_ssize_t n) noexcept nogil:
+    """Store the first n lanes alone, rounded."""
+    if vstored is vreal:
+        vstore_first(row, v, n)
+    elif vstored is vhalf and vreal is vf32:
+        vhalf_store_first(row, v, n)
+    elif vstored is vbrain and vreal is vf32:
+        vbrain_store_first(row, v, n)
 
 
 cdef inline vreal vfirst(vreal v, Py_ssize_t n) noexcept nogil:
@@ -246,12 +324,12 @@ cdef inline void vfold(const vreal *acc, vf64 *wide) noexcept nogil:
         vf64_fold(acc, wide)
 
 
-cdef inline double vsum_wide(const vreal *row, vf64 *wide) noexcept nogil:
+cdef inline double vsum_wide(const vstored *row, vf64 *wide) noexcept nogil:
     """Sum of the folded lanes, by halves (overwrites them)."""
-    if vreal is vf32:
-        return vf32_sum_wide(wide)
-    else:
+    if vstored is vf64:
         return vf64_sum_wide(wide)
+    else:
+        return vf32_sum_wide(wide)
 
 
 cdef inline vf64 vhalve_wide(const vreal *row, vf64 *wide) noexcept nogil:
@@ -277,22 +355,40 @@ cdef inline vreal vnarrow(const vf64 *parts, vreal like) noexcept nogil:
         return vf64_narrow(parts)
 
 
-cdef inline int vload_wide(const vreal *row, vf64 *parts) noexcept nogil:
+cdef inline int vload_wide(const vstored *row, vf64 *parts) noexcept nogil:
     """The first vector of a row as vectors of double; returns how many."""
-    if vreal is vf32:
+    if vstored is vf32:
         vf32_load_wide(row, parts)
         return VF32_PARTS
-    else:
+    elif vstored is vf64:
         vf64_load_wide(row, parts)
         return VF64_PARTS
-
-
-cdef inline Py_ssize_t to_boundary(const vreal *row) noexcept nogil:
-    """Elements before the next address that is a multiple of a vector's size."""
-    if vreal is vf32:
-        return vf32_to_boundary(row)
+    elif vstored is vhalf:
+        return vwiden(vhalf_load(row), parts)
     else:
+        return vwiden(vbrain_load(row), parts)
+
+
+cdef inline int vload_first_wide(const vstored *row, Py_ssize_t n, vf64 *parts) noexcept nogil:
+    """The same of its first n elements, with zeros behind them."""
+    if vstored is vhalf:
+        return vwiden(vhalf_load_first(row, n), parts)
+    elif vstored is vbrain:
+        return vwiden(vbrain_load_first(row, n), parts)
+    else:
+        return vwiden(vload_first(row, n), parts)
+
+
+cdef inline Py_ssize_t to_boundary(const vstored *row) noexcept nogil:
+    """Elements before the next address that is a multiple of the size of a vector, as stored."""
+    if vstored is vf32:
+        return vf32_to_boundary(row)
+    elif vstored is vf64:
         return vf64_to_boundary(row)
+    elif vstored is vhalf:
+        return vhalf_to_boundary(row)
+    else:
+        return vbrain_to_boundary(row)
 
 
 cdef inline void vadd_to(double *dst, vreal v) noexcept nogil:
@@ -304,25 +400,33 @@ cdef inline void vadd_to(double *dst, vreal v) noexcept nogil:
         wide[i] = wide[i] + parts[i]
 
 
-cdef inline double vget(const vreal *row, Py_ssize_t i) noexcept nogil:
+cdef inline double vget(const vstored *row, Py_ssize_t i) noexcept nogil:
     """Element i as a double."""
-    if vreal is vf32:
+    if vstored is vf32:
         return vf32_get(row, i)
-    else:
+    elif vstored is vf64:
         return vf64_get(row, i)
+    elif vstored is vhalf:
+        return vhalf_get(row, i)
+    else:
+        return vbrain_get(row, i)
 
 
-cdef inline void vput(vreal *row, Py_ssize_t i, double v) noexcept nogil:
-    """Element i = v, rounded to the row's type."""
-    if vreal is vf32:
+cdef inline void vput(vstored *row, Py_ssize_t i, double v) noexcept nogil:
+    """Element i = v, rounded to the row's type, a half by way of float."""
+    if vstored is vf32:
         vf32_put(row, i, v)
-    else:
+    elif vstored is vf64:
         vf64_put(row, i, v)
-
-
-cdef inline double vround(double s, const vreal *row) noexcept nogil:
-    """s rounded to the row's type."""
-    if vreal is vf32:
-        return <double>(<float>s)
+    elif vstored is vhalf:
+        vhalf_put(row, i, v)
     else:
+        vbrain_put(row, i, v)
+
+
+cdef inline double vround(double s, const vstored *row) noexcept nogil:
+    """s rounded to the type that the row is computed in."""
+    if vstored is vf64:
         return s
+    else:
+        return <double>(<float>s)

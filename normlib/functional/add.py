@@ -1,6 +1,6 @@
 """Normalization of a sum x + residual, as between the blocks of a transformer, in one pass."""
 
-from typing import cast
+from typing import Any
 
 from numpy.typing import ArrayLike
 
@@ -61,17 +61,8 @@ def add_layer_norm(
     >>> y, total
     (array([[-1.,  1.]]), array([[1., 3.]]))
     """
-    if axis is LAST:
-        pair = _kernels.layer_norm.add_layer_norm_plain(
-            x, residual, gain, bias, eps, out, False, threads_for
-        )
-        if pair is not None:
-            return pair
-    results = normalize(
-        x, gain, bias, axis, eps, out,
-        centered=True, statistics=False, residual=residual, adds=True,
-    )  # fmt: skip
-    return cast(Pair, results)
+    pair: Pair = _forward(x, residual, gain, bias, axis, eps, out, True, False)
+    return pair
 
 
 def add_layer_norm_forward(
@@ -101,17 +92,10 @@ def add_layer_norm_forward(
     >>> mean, rstd
     (array([4.]), array([0.5]))
     """
-    if axis is LAST:
-        plain = _kernels.layer_norm.add_layer_norm_plain(
-            x, residual, gain, bias, eps, out, True, threads_for
-        )
-        if plain is not None:
-            return plain
-    results = normalize(
-        x, gain, bias, axis, eps, out,
-        centered=True, statistics=True, residual=residual, adds=True,
-    )  # fmt: skip
-    return cast(tuple[Array, Array, Array, Array], results)
+    results: tuple[Array, Array, Array, Array] = _forward(
+        x, residual, gain, bias, axis, eps, out, True, True
+    )
+    return results
 
 
 def add_layer_norm_backward(
@@ -158,14 +142,10 @@ def add_layer_norm_backward(
     >>> dx
     array([[2., 2.]])
     """
-    if axis is LAST:
-        plain = _kernels.layer_norm_backward.layer_norm_backward_plain(
-            dy, total, mean, rstd, gain, dtotal, threads_for
-        )
-        if plain is not None:
-            return plain
-    gradients = differentiate(dy, total, mean, rstd, gain, axis, dtotal, centered=True)
-    return cast(tuple[Array, Array | None, Array], gradients)
+    gradients: tuple[Array, Array | None, Array] = _backward(
+        dy, dtotal, total, mean, rstd, gain, axis, True
+    )
+    return gradients
 
 
 def add_rms_norm(
@@ -196,15 +176,8 @@ def add_rms_norm(
     >>> y, total
     (array([[0.2, 1.4]]), array([[1., 7.]]))
     """
-    if axis is LAST:
-        pair = _kernels.rms_norm.add_rms_norm_plain(x, residual, gain, eps, out, False, threads_for)
-        if pair is not None:
-            return pair
-    results = normalize(
-        x, gain, None, axis, eps, out,
-        centered=False, statistics=False, residual=residual, adds=True,
-    )  # fmt: skip
-    return cast(Pair, results)
+    pair: Pair = _forward(x, residual, gain, None, axis, eps, out, False, False)
+    return pair
 
 
 def add_rms_norm_forward(
@@ -232,15 +205,10 @@ def add_rms_norm_forward(
     >>> rstd
     array([0.25])
     """
-    if axis is LAST:
-        plain = _kernels.rms_norm.add_rms_norm_plain(x, residual, gain, eps, out, True, threads_for)
-        if plain is not None:
-            return plain
-    results = normalize(
-        x, gain, None, axis, eps, out,
-        centered=False, statistics=True, residual=residual, adds=True,
-    )  # fmt: skip
-    return cast(tuple[Array, Array, Array], results)
+    results: tuple[Array, Array, Array] = _forward(
+        x, residual, gain, None, axis, eps, out, False, True
+    )
+    return results
 
 
 def add_rms_norm_backward(
@@ -271,11 +239,57 @@ def add_rms_norm_backward(
     >>> dx
     array([[3., 3.]])
     """
+    gradients: tuple[Array, Array | None] = _backward(
+        dy, dtotal, total, None, rstd, gain, axis, False
+    )
+    return gradients
+
+
+def _forward(
+    x: ArrayLike,
+    residual: ArrayLike,
+    gain: ArrayLike | None,
+    bias: ArrayLike | None,
+    axis: Axis,
+    eps: float,
+    out: Pair | None,
+    centered: bool,
+    statistics: bool,
+) -> Any:
+    """(y, total), and with statistics mean (if centered) and rstd: of layer norm, or RMS norm."""
     if axis is LAST:
-        plain = _kernels.rms_norm_backward.rms_norm_backward_plain(
-            dy, total, rstd, gain, dtotal, threads_for
-        )
+        if centered:
+            kernel: Any = _kernels.layer_norm.add_layer_norm_plain
+            plain = kernel(x, residual, gain, bias, eps, out, statistics, threads_for)
+        else:
+            kernel = _kernels.rms_norm.add_rms_norm_plain
+            plain = kernel(x, residual, gain, eps, out, statistics, threads_for)
         if plain is not None:
             return plain
-    gradients = differentiate(dy, total, None, rstd, gain, axis, dtotal, centered=False)
-    return cast(tuple[Array, Array | None], gradients)
+    return normalize(
+        x, gain, bias, axis, eps, out,
+        centered=centered, statistics=statistics, residual=residual, adds=True,
+    )  # fmt: skip
+
+
+def _backward(
+    dy: ArrayLike,
+    dtotal: ArrayLike | None,
+    total: ArrayLike,
+    mean: ArrayLike | None,
+    rstd: ArrayLike,
+    gain: ArrayLike | None,
+    axis: Axis,
+    centered: bool,
+) -> Any:
+    """dx, dgain, and dbias if centered."""
+    if axis is LAST:
+        if centered:
+            kernel: Any = _kernels.layer_norm_backward.layer_norm_backward_plain
+            plain = kernel(dy, total, mean, rstd, gain, dtotal, threads_for)
+        else:
+            kernel = _kernels.rms_norm_backward.rms_norm_backward_plain
+            plain = kernel(dy, total, rstd, gain, dtotal, threads_for)
+        if plain is not None:
+            return plain
+    return differentiate(dy, total, mean, rstd, gain, axis, dtotal, centered=centered)

@@ -332,8 +332,9 @@ def batch_norm_backward(
     x = as_float(x, "x", half=True)
     if x.dtype.itemsize == 2:
         gradients = batch_norm_backward(
-            dy, half.widen(x), mean, var, gain, channel_axis=channel_axis, eps=eps, mask=mask
-        )
+            half.widened(dy), half.widen(x), mean, var, gain,
+            channel_axis=channel_axis, eps=eps, mask=mask,
+        )  # fmt: skip
         return cast(tuple[Array, Array | None, Array], half.rounded(x, gradients))
     view = Channels.of(x, channel_axis, last=mask is not None)
     dy = required_like(dy, "dy", x.shape, x.dtype, "x")

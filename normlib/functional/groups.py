@@ -247,7 +247,9 @@ def differentiate(
         return plain
     x = as_float(x, "x", half=True)
     if x.dtype.itemsize == 2:
-        gradients = differentiate(dy, half.widen(x), groups, mean, rstd, gain, channel_axis)
+        gradients = differentiate(
+            half.widened(dy), half.widen(x), groups, mean, rstd, gain, channel_axis
+        )
         return cast(tuple[Array, Array | None, Array], half.rounded(x, gradients))
     view = _Groups.of(x, groups, channel_axis)
     if groups is None:

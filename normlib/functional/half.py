@@ -3,12 +3,13 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from normlib import _kernels
-from normlib.arrays import HALF, SINGLE, Array, check_out
+from normlib.arrays import HALF, SINGLE, Array, check_out, is_half
 from normlib.threads import threads_for
 
-__all__ = ["narrow", "rounded", "widen"]
+__all__ = ["narrow", "rounded", "widen", "widened"]
 
 
 def widen(x: Array) -> Array:
@@ -17,6 +18,13 @@ def widen(x: Array) -> Array:
     wide = np.empty(x.shape, SINGLE)
     _kernels.halves.widen(bits, wide, x.size, x.dtype != HALF, threads_for(x.size))
     return wide
+
+
+def widened(x: ArrayLike) -> ArrayLike:
+    """A plain array of a half type in float32, and anything else as it is."""
+    if type(x) is np.ndarray and x.dtype.isnative and is_half(x.dtype):
+        return widen(x)
+    return x
 
 
 def narrow(wide: Array, out: Array) -> None:
