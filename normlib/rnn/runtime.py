@@ -204,6 +204,8 @@ class RNN(Network):
         ShapeError, DTypeError, ParameterError
             If an argument has another shape or type, or a length is outside 0 to T.
         """
+        if lengths is not None and type(x) is np.ndarray and x.ndim == 3:
+            lengths = check_lengths(lengths, *x.shape[:2])
         if lengths is None:
             quick = self._layers.run(x, state)
             if quick is not None:
