@@ -42,6 +42,11 @@ class Inputs(NamedTuple):
         """Those that batch norm reduces: all but axis 1."""
         return (0, *range(2, self.x.ndim))
 
+    def channels_last(self) -> tuple[Array, Array]:
+        """x and dy with axis 1 last, in new memory."""
+        x, dy = (np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in (self.x, self.dy))
+        return x, dy
+
     def by_channel(self, value: Array) -> Array:
         """A (C,) array so that it broadcasts against x."""
         return value.reshape(-1, *[1] * (self.x.ndim - 2))
@@ -186,6 +191,16 @@ def _group_norm_backward(i: Inputs) -> tuple[Array, ...]:
     return formulas.group_norm_backward(i.dy, i.x, i.groups, i.by_channel(i.gain), EPS)
 
 
+def _group_norm_last(i: Inputs) -> tuple[Array, ...]:
+    (y,) = _group_norm(i)
+    return (np.moveaxis(y, 1, -1),)
+
+
+def _group_norm_last_backward(i: Inputs) -> tuple[Array, ...]:
+    dx, *others = _group_norm_backward(i)
+    return (np.moveaxis(dx, 1, -1), *others)
+
+
 def _instance_norm(i: Inputs) -> tuple[Array, ...]:
     gain, bias = i.by_channel(i.gain), i.by_channel(i.bias)
     return (formulas.group_norm(i.x, i.x.shape[1], gain, bias, EPS),)
@@ -230,6 +245,18 @@ NORMS = {
     "group_norm": Op("group norm", ALL, 2, _group_norm, 1.5, max_ndim=4),
     "group_norm_backward": Op(
         "group norm, backward", ALL, 3, _group_norm_backward, 1.5, max_ndim=4
+    ),
+    "group_norm_last": Op(
+        "group norm, channels last", IMAGES, 2, _group_norm_last, 1.5, min_ndim=3, max_ndim=4
+    ),
+    "group_norm_last_backward": Op(
+        "group norm, channels last, backward",
+        IMAGES,
+        3,
+        _group_norm_last_backward,
+        1.5,
+        min_ndim=3,
+        max_ndim=4,
     ),
     "instance_norm": Op("instance norm", IMAGES, 2, _instance_norm, 2.0, min_ndim=3, max_ndim=4),
     "instance_norm_backward": Op(

@@ -152,6 +152,27 @@ class Torch(_TorchPeer):
         every = [True, True, True]
         return lambda: backward(dy, x, mean, rstd, gain, n, channels, inner, groups, every)
 
+    def group_norm_last(self, i: Inputs) -> Run:
+        x, _ = _channels_last(i)
+        gain, bias = map(torch.from_numpy, (i.gain, i.bias))
+        groups = i.groups
+        return lambda: functional.group_norm(x, groups, gain, bias, EPS).movedim(1, -1)
+
+    def group_norm_last_backward(self, i: Inputs) -> Run:
+        x, dy = _channels_last(i)
+        gain, bias = map(torch.from_numpy, (i.gain, i.bias))
+        n, channels, inner = x.shape[0], x.shape[1], x[0, 0].numel()
+        groups = i.groups
+        _, mean, rstd = torch.native_group_norm(x, gain, bias, n, channels, inner, groups, EPS)
+        backward = torch.ops.aten.native_group_norm_backward
+        every = [True, True, True]
+
+        def run() -> tuple[torch.Tensor, ...]:
+            dx, *others = backward(dy, x, mean, rstd, gain, n, channels, inner, groups, every)
+            return dx.movedim(1, -1), *others
+
+        return run
+
     def instance_norm(self, i: Inputs) -> Run:
         x, gain, bias = map(torch.from_numpy, (i.x, i.gain, i.bias))
         return lambda: functional.instance_norm(x, weight=gain, bias=bias, eps=EPS)
@@ -203,6 +224,11 @@ class TorchScriptAtOnce(TorchScript):
     """The inputs of all steps multiplied and normalized together."""
 
     at_once = True
+
+
+def _channels_last(i: Inputs) -> Sequence[torch.Tensor]:
+    """x and dy in PyTorch's order of axes, and its memory format for channels last."""
+    return [torch.from_numpy(a).movedim(-1, 1) for a in i.channels_last()]
 
 
 def _and_around(i: Inputs, backward: Callable[[], Any]) -> Run:
