@@ -6,7 +6,7 @@ Recurrent networks: its modules; layer-normalized ones, which it lacks, under To
 forms; gradients by autograd.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
 from typing import Any, ClassVar
 
