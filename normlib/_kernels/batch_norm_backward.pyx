@@ -12,6 +12,8 @@ where a row that the statistics left out has dx = gain * rstd * dy. dbias = S1 a
 """
 cimport numpy as cnp
 from cython.parallel cimport prange
+from libc.float cimport FLT_MAX, FLT_MIN
+from libc.math cimport fabs
 
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
@@ -187,6 +189,13 @@ cdef void input_gradient_part(
         vec_fence()
 
 
+cdef inline bint is_steep(const vreal *factors, const double *slopes, Py_ssize_t channels,
+                          Py_ssize_t c) noexcept nogil:
+    """Whether channel c's SLOPE, with the square of rstd in it, has left the range of floats."""
+    cdef double slope = fabs(vget(factors, SLOPE * channels + c))
+    return (slopes[c] != 0) & ((slope < FLT_MIN) | (slope > FLT_MAX))
+
+
 cdef inline int load_gains(const vreal *gain, const vreal *like, vf64 *parts, Py_ssize_t c,
                            Py_ssize_t n, bint full) noexcept nogil:
     """A vector of gains from channel c on, in double, or ones; returns how many parts."""
@@ -312,6 +321,29 @@ cdef void finish_gradients(
                       channels - c, False)
 
 
+cdef inline void add_steep(
+    const vreal *gain,      # IN  (channels,) or NULL
+    const vreal *factors,   # IN  (7, channels)
+    const double *slopes,   # IN  (channels,): S2 / n
+    Py_ssize_t *doubles,    # IN/OUT (channels + 1,), ended by channels
+    const Statistics *statistics,
+    Py_ssize_t channels,
+) noexcept nogil:
+    """Take the channels that are steep into those done in double."""
+    cdef bint some = False
+    cdef Py_ssize_t n = 0
+    cdef Py_ssize_t c
+    for c in range(channels):
+        some |= is_steep(factors, slopes, channels, c)
+    if not some:
+        return
+    for c in range(channels):
+        if is_steep(factors, slopes, channels, c) or beyond(factors, gain, statistics, c):
+            doubles[n] = c
+            n += 1
+    doubles[n] = channels
+
+
 cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const char *counted,
                        double n, vreal *factors, Py_ssize_t *doubles, double *scratch, vreal *dx,
                        vreal *dgain, vreal *dbias, Shape shape, Statistics statistics,
@@ -327,10 +359,6 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
         at_out(factors, RSTD * channels), at_out(factors, OFFSET * channels), &statistics, channels)
     any_double |= scale_by_gain(gain, at_out(factors, SCALE * channels), &statistics, channels)
     find_doubles(gain, factors, doubles, &statistics, channels, any_double)
-    # Channels in double break rows into runs that start anywhere.
-    stream = (shape.outer * channels * shape.inner >= STREAM_FLOATS
-              and run % lanes(x) == 0 and to_boundary(dx) == 0
-              and not (shape.inner == 1 and doubles[0] < channels))
     if n_threads == 1:
         for i in range(n_items(&shape)):
             sums_item(dy, x, gain, factors, doubles, scratch, &shape, &statistics, padded, i)
@@ -339,6 +367,12 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
             sums_item(dy, x, gain, factors, doubles, scratch, &shape, &statistics, padded, i)
     add_blocks(scratch, &shape, padded)
     finish_gradients(gain, factors, scratch, dgain, dbias, &statistics, channels, padded, n)
+    if vreal is vf32:
+        add_steep(gain, factors, scratch + padded, doubles, &statistics, channels)
+    # Channels in double break rows into runs that start anywhere.
+    stream = (shape.outer * channels * shape.inner >= STREAM_FLOATS
+              and run % lanes(x) == 0 and to_boundary(dx) == 0
+              and not (shape.inner == 1 and doubles[0] < channels))
     if n_threads == 1:
         input_gradient_part(dy, x, gain, factors, doubles, scratch, dx, counted, &shape,
                             &statistics, padded, stream, 0, 1)
