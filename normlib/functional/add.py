@@ -164,7 +164,9 @@ def add_layer_norm_backward(
         )
         if plain is not None:
             return plain
-    gradients = differentiate(dy, total, mean, rstd, gain, axis, dtotal, centered=True)
+    gradients = differentiate(
+        dy, total, mean, rstd, gain, axis, dtotal, centered=True, name="total"
+    )
     return cast(tuple[Array, Array | None, Array], gradients)
 
 
@@ -277,5 +279,7 @@ def add_rms_norm_backward(
         )
         if plain is not None:
             return plain
-    gradients = differentiate(dy, total, None, rstd, gain, axis, dtotal, centered=False)
+    gradients = differentiate(
+        dy, total, None, rstd, gain, axis, dtotal, centered=False, name="total"
+    )
     return cast(tuple[Array, Array | None], gradients)
