@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from normlib.arrays import check_dtype
 from normlib.errors import ParameterError
 from normlib.normalizers.base import as_integer
-from normlib.rnn.arguments import check_dtype, check_flag
+from normlib.rnn.arguments import check_flag
 from normlib.rnn.cells import Cell, create_cell
 
 __all__ = ["Architecture"]

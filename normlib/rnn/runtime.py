@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from normlib.arrays import check_dtype
 from normlib.errors import (
     DuplicateNormalizerError,
     ParameterError,
@@ -24,7 +25,6 @@ from normlib.rnn import checkpoint
 from normlib.rnn.architecture import Architecture
 from normlib.rnn.arguments import (
     State,
-    check_dtype,
     check_float,
     check_generator,
     check_lengths,
