@@ -5,17 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.cases import (
-    GROUPS,
-    HALVES,
-    OPS,
-    Case,
-    Shape,
-    format_shape,
-    parse_shape,
-    select,
-)
-from benchmarks.peers import PEERS, REFERENCE, absent, version
+from benchmarks.cases import GROUPS, OPS, Case, format_shape, parse_shape, select
+from benchmarks.norms import HALVES
+from benchmarks.operation import Shape
+from benchmarks.peers import PEERS, REFERENCE, SCRIPTED, absent, version
 from benchmarks.results import Report, machine
 from benchmarks.worker import worker
 from normlib import get_num_threads
@@ -39,8 +32,11 @@ BUDGET, QUICK_BUDGET = 1.5, 0.3
 # Who takes part beside normlib: in full, and with --quick. Of recurrent networks NumPy runs only
 # the roofline.
 CONTESTANTS = {
-    "norms": (tuple(PEERS), ("PyTorch", "ONNX Runtime", "JAX", "numba", "NumPy")),
-    "rnn": (("PyTorch", "ONNX Runtime", "NumPy"),) * 2,
+    "norms": (
+        tuple(name for name in PEERS if name not in SCRIPTED),
+        ("PyTorch", "ONNX Runtime", "JAX", "numba", "NumPy"),
+    ),
+    "rnn": (("PyTorch", *SCRIPTED, "ONNX Runtime", "NumPy"),) * 2,
 }
 CALM = 0.2  # cores that other processes may keep busy without a retry
 

@@ -18,6 +18,8 @@ __all__ = ["plot"]
 COLOURS = {
     "normlib": "#D55E00",
     "PyTorch": "#0072B2",
+    "TorchScript": "#CC79A7",
+    "TorchScript at once": "#F0E442",
     "ONNX Runtime": "#56B4E9",
     "JAX": "#009E73",
     "numba": "#E69F00",

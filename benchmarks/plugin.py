@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 import normlib
-from benchmarks.cases import Shape, format_shape, parse_shape
+from benchmarks.cases import format_shape, parse_shape
+from benchmarks.operation import Shape
 from benchmarks.timing import race
 
 __all__ = ["main", "seconds"]

@@ -24,8 +24,9 @@ LEGENDS = {
     "peak": (
         "Shapes are T, N, I, H: steps, batch, features of x and of h. Ratios are a contestant's "
         "time by normlib's: below 1, normlib loses (red; bold in Markdown). lead: the ratio to the "
-        "faster of PyTorch and ONNX Runtime in the same operation; PyTorch's layer-normalized "
-        "cells run under TorchScript. to plain: the ratio to the fastest plain one of that cell. "
+        "fastest contestant but NumPy in the same operation. TorchScript: layer-normalized cells a "
+        "step at a time; at once: the same with the inputs of all steps multiplied together. to "
+        "plain: the ratio to the fastest plain one of that cell. "
         "µs, GFLOP/s: normlib's, counting the products with the weights; of peak: its GFLOP/s by "
         "those of the fastest product of two 512x512 matrices by PyTorch, NumPy and normlib."
     ),
@@ -108,7 +109,7 @@ def _digits(value: float) -> str:
 
 def _summary(summaries: Sequence[Summary]) -> Grid:
     grid = Grid(
-        "Leads over the faster of PyTorch and ONNX Runtime",
+        "Leads over the faster of PyTorch, or TorchScript, and ONNX Runtime",
         ["operation", "dtype", "threads", "geometric mean", "goal", "floor", "at", "losses"],
     )
     for s in summaries:

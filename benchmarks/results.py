@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from benchmarks.cases import OPS, Case, Shape, format_shape
-from benchmarks.peers import PEERS, REFERENCE, RIVALS, absent, version
+from benchmarks.cases import OPS, Case, format_shape
+from benchmarks.operation import Shape
+from benchmarks.peers import PEERS, REFERENCE, RIVALS, SCRIPTED, absent, version
 
 __all__ = ["Report", "Result", "Summary", "by_operation", "geometric_mean", "machine", "summarize"]
 
@@ -52,7 +53,7 @@ class Result:
 
     @property
     def rival(self) -> str | None:
-        """The fastest of PyTorch and ONNX Runtime; of all, where neither runs."""
+        """The fastest of `RIVALS`; of all, where none of these runs."""
         others = [name for name in self.seconds if name != REFERENCE]
         rivals = [name for name in others if name in RIVALS] or others
         return min(rivals, key=self.seconds.__getitem__, default=None)
@@ -156,6 +157,14 @@ def summarize(results: Sequence[Result]) -> list[Summary]:
             for result in group
             if result.lead is not None and result.rival is not None
         ]
+        scripted = [
+            [
+                Lead(ratio, result.goal, result.case.shape, name)
+                for result in group
+                if (ratio := result.ratio(name)) is not None
+            ]
+            for name in SCRIPTED
+        ]
         plain_leads = [
             Lead(
                 result.plain_lead,
@@ -168,6 +177,7 @@ def summarize(results: Sequence[Result]) -> list[Summary]:
         ]
         for title, some, goal in (
             (op.title, leads, op.goal),
+            *((f"{op.title}, to {some[0].rival}", some, op.goal) for some in scripted if some),
             (f"{op.title}, to a {op.beside_kind} one", plain_leads, op.beside_goal),
         ):
             if some:

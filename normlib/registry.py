@@ -12,13 +12,12 @@ threads at once.
 
 import functools
 import inspect
-import re
-import sys
 import threading
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from normlib import plugins
 from normlib.errors import (
     DTypeError,
     DuplicateNormalizerError,
@@ -48,8 +47,6 @@ __all__ = [
     "resolve",
     "sources",
 ]
-
-GROUP = "normlib.normalizers"
 
 NormalizerFactory: TypeAlias = Callable[..., Normalizer]
 NormalizerLike: TypeAlias = str | type[Normalizer] | NormalizerFactory | None
@@ -175,10 +172,10 @@ def available() -> list[str]:
     >>> [name for name in normlib.available() if name in ("layer", "batch", "noop")]
     ['batch', 'layer', 'noop']
     """
-    _scan.cache_clear()
+    plugins.forget()
     with _lock:
         names = set(_entries)
-    return sorted(names.union(point.name for point in _entry_points()))
+    return sorted(names.union(point.name for point in plugins.entry_points()))
 
 
 def resolve(norm: NormalizerLike) -> NormalizerFactory:
@@ -260,9 +257,9 @@ def sources(name: str) -> list[str]:
     _check_name(name)
     with _lock:
         entry = _entries.get(name)
-    points = [] if entry is not None and entry.chosen else _named(name)
+    points = [] if entry is not None and entry.chosen else plugins.named(name)
     own = [] if entry is None else [_qualified(entry.cls)]
-    return own + [_origin(point) for point in points if point.value not in own]
+    return own + [plugins.origin(point) for point in points if point.value not in own]
 
 
 def _find(name: str) -> type[Normalizer]:
@@ -271,10 +268,10 @@ def _find(name: str) -> type[Normalizer]:
         entry = _entries.get(name)
     if entry is not None and entry.chosen:
         return entry.cls
-    points = _named(name)
+    points = plugins.named(name)
     if entry is None and not points:
         known = available()  # looks again: a plugin may have been installed a moment ago
-        points = _named(name)
+        points = plugins.named(name)
         if not points:
             raise UnknownNormalizerError(_unknown(name, known))
     if entry is not None and not points:
@@ -295,7 +292,7 @@ def _conflict(
     name: str, entry: _Entry | None, points: list[metadata.EntryPoint]
 ) -> DuplicateNormalizerError:
     sources = [] if entry is None else [_qualified(entry.cls)]
-    sources += [_origin(point) for point in points]
+    sources += [plugins.origin(point) for point in points]
     return DuplicateNormalizerError(
         f"several sources offer a normalizer {name!r}: {' and '.join(sources)}. Uninstall one, or "
         f"choose one: normlib.register({name!r}, replace=True)(TheClass)"
@@ -340,35 +337,7 @@ def _call_factory(factory: NormalizerFactory, features: int, **config: Any) -> N
     return norm
 
 
-# ---- entry points ---------------------------------------------------------------------------
-
-
-def _named(name: str) -> list[metadata.EntryPoint]:
-    return [point for point in _entry_points() if point.name == name]
-
-
-def _entry_points() -> tuple[metadata.EntryPoint, ...]:
-    return _scan(tuple(sys.path))
-
-
-@functools.lru_cache(maxsize=1)
-def _scan(path: tuple[str, ...]) -> tuple[metadata.EntryPoint, ...]:
-    """Find the entry points of the group on `path`, the first distribution of a name winning.
-
-    `importlib.metadata.entry_points` would do, but raises if any installed distribution at all has
-    an unreadable file.
-    """
-    found: dict[str, list[metadata.EntryPoint]] = {}
-    for distribution in metadata.distributions(path=list(path)):
-        try:
-            if GROUP not in (distribution.read_text("entry_points.txt") or ""):
-                continue
-            points = list(distribution.entry_points.select(group=GROUP))
-            key = re.sub(r"[-_.]+", "-", distribution.name).lower()
-        except Exception:  # whatever is wrong with it, it is not a plugin that can be named
-            continue
-        found.setdefault(key, points)
-    return tuple(point for points in found.values() for point in points)
+# ---- plugins --------------------------------------------------------------------------------
 
 
 def _offers(point: metadata.EntryPoint, cls: type[Normalizer]) -> bool:
@@ -379,18 +348,13 @@ def _offers(point: metadata.EntryPoint, cls: type[Normalizer]) -> bool:
         return False
 
 
-def _origin(point: metadata.EntryPoint) -> str:
-    distribution = point.dist.name if point.dist is not None else "unknown"
-    return f"{point.value} (distribution {distribution})"
-
-
 def _load(point: metadata.EntryPoint) -> type[Normalizer]:
     try:
         cls = point.load()
         _check_class(cls, point.name)
     except (Exception, SystemExit) as error:  # a script may end by sys.exit
         raise PluginError(
-            f"cannot load the normalizer {point.name!r} from {_origin(point)}: "
+            f"cannot load the normalizer {point.name!r} from {plugins.origin(point)}: "
             f"{type(error).__name__}: {error}. Repair or uninstall that distribution"
         ) from error
     if "name" not in vars(cls):

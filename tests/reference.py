@@ -135,4 +135,7 @@ INPUTS = {
     "outlier first": lambda rng, shape: np.where(
         np.arange(shape[-1]) == 0, 1e6, rng.standard_normal(shape)
     ),
+    "outliers first": lambda rng, shape: (
+        np.where(np.arange(shape[-1]) < 16, 1000, 0) + rng.standard_normal(shape)
+    ),
 }

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import plugin, thresholds
 from benchmarks.__main__ import main
 from benchmarks.cases import GROUPS, OPS, Case, check, expected, parse_shape, select
-from benchmarks.peers import PEERS, absent, create, table
+from benchmarks.peers import PEERS, SCRIPTED, absent, create, table
 from benchmarks.report import markdown
 from benchmarks.results import Report, Result, geometric_mean, machine, summarize
 from benchmarks.timing import race
@@ -112,7 +112,7 @@ def test_contestants_agree_with_the_oracle():
 )
 def test_recurrent_contestants_agree_with_the_oracle():
     took_part = {}
-    with worker(["normlib", "PyTorch", "ONNX Runtime", "NumPy"], 1) as run:
+    with worker(["normlib", "PyTorch", *SCRIPTED, "ONNX Runtime", "NumPy"], 1) as run:
         for case in select(GROUPS["rnn"], [(4, 3, 5, 6)]):
             measured = run(case, 0.0)
             assert not measured.failures
@@ -122,9 +122,9 @@ def test_recurrent_contestants_agree_with_the_oracle():
             assert "normlib" in measured.seconds
     both = {"PyTorch", "ONNX Runtime"}
     assert took_part["lstm"] == took_part["rnn"] == (both, set())
-    assert took_part["lstm_layer"] == took_part["gru_layer"] == ({"PyTorch"}, both)
+    assert took_part["lstm_layer"] == took_part["gru_layer"] == ({*SCRIPTED}, both)
     assert took_part["lstm_batch"] == took_part["rnn_layer"] == (set(), both)
-    assert took_part["gru_layer_training"] == ({"PyTorch"}, {"PyTorch"})
+    assert took_part["gru_layer_training"] == ({*SCRIPTED}, {"PyTorch"})
     assert took_part["lstm_batch_training"] == (set(), {"normlib"})
     assert took_part["lstm_step"] == ({"PyTorch"}, set())
 
@@ -214,6 +214,13 @@ def test_a_normalized_network_is_compared_with_the_plain_ones():
     assert (own.mean, own.losses, own.goal) == (4.0, 0, 1.0)
     assert (plain.mean, plain.losses, plain.worst.rival) == (0.5, 1, "ONNX Runtime, plain")
     assert layer_result(1.0, {}, {}).plain_lead is None
+
+
+def test_layer_normalized_networks_are_compared_with_both_forms_of_torchscript():
+    measured = layer_result(1.0, {"TorchScript": 4.0, "TorchScript at once": 2.0}, {})
+    assert (measured.rival, measured.lead) == ("TorchScript at once", 2.0)
+    titles = [(one.title.partition(", ")[2], one.mean) for one in summarize([measured])]
+    assert titles == [("", 2.0), ("to TorchScript", 4.0), ("to TorchScript at once", 2.0)]
 
 
 def test_the_goal_is_less_where_the_rival_is_as_fast_as_a_copy():

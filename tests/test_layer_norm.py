@@ -53,9 +53,9 @@ def test_constant_rows_give_exactly_the_bias(cpu_level, dtype, rng):
     ],
 )
 def test_extreme_rows_without_eps(cpu_level, dtype, scales, rng):
-    """Squares overflow and underflow, and reciprocals too; the result keeps its digits."""
+    """Squares overflow and underflow, and reciprocals too; in a group of rows and beside it."""
     for scale in scales:
-        x = (scale * rng.uniform(-1, 1, (3, 77))).astype(dtype)
+        x = (scale * rng.uniform(-1, 1, (19, 77))).astype(dtype)
         y, mean, rstd = normlib.layer_norm_forward(x, eps=0)
         assert ulps(y, layer_norm(x, eps=0)[0], dtype) <= 4
         dy = rng.standard_normal(x.shape).astype(dtype)

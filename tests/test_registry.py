@@ -367,8 +367,8 @@ def test_replace_settles_a_conflict_between_distributions(installer):
     assert type(normlib.create("plugged", 3)) is chosen
 
 
-def test_one_distribution_found_twice_does_not_conflict_with_itself(installer):
-    installer.install("plug-one", "plugged = plug_one:Plugged", plug_one=PLUGIN)
+def test_of_one_distribution_found_twice_the_first_counts(installer):
+    installer.install("plug-one", "plugged = no_such_module:Plugged", plug_one=PLUGIN)
     first = installer.folder
     installer.folder = first / "again"
     installer.folder.mkdir()

@@ -13,7 +13,8 @@ import numpy as np
 import normlib
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
 n_steps, n_batch, input_size, hidden_size = map(int, sys.argv[2:])
-rnn = normlib.RNN(input_size, hidden_size, rng=0)
+norm = "batch" if sys.argv[1] == "batch" else "layer"
+rnn = normlib.RNN(input_size, hidden_size, norm=norm, rng=0)
 before = rnn.state_dict()
 x = np.zeros((n_steps, n_batch, input_size), np.float32)
 run = rnn if sys.argv[1] == "infer" else rnn.forward
@@ -36,8 +37,12 @@ else:
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize(
     ("method", "sizes"),
-    [("infer", (1 << 23, 1, 1, 1)), ("train", (1 << 14, 1, 8, 1024))],
-    ids=["tiny steps", "one wide row"],
+    [
+        ("infer", (1 << 23, 1, 1, 1)),
+        ("train", (1 << 14, 1, 8, 1024)),
+        ("batch", (1 << 14, 2, 8, 1024)),
+    ],
+    ids=["tiny steps", "one wide row", "batch norm"],
 )
 def test_ctrl_c(method, sizes):
     """A long sequence ends soon after the signal, whatever its shape; the network is unharmed."""

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import normlib
-from normlib import normalizers
+from fused_networks import use_level
+from normlib import _kernels, normalizers
 
 T, N, I, H = 7, 5, 6, 20
 CELLS = {
@@ -82,9 +83,32 @@ def test_the_fused_loop_computes_what_steps_do(cell, norm, dtype, lengths):
 
 
 @every_norm
+@every_cell
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("level", _kernels.available_levels())
+def test_a_row_has_the_same_bits_alone_and_beside_others(
+    cell, norm, dtype, level, share, monkeypatch
+):
+    use_level(monkeypatch, level)
+    rnn = make(cell, norm, dtype)
+    x = np.random.default_rng(4).standard_normal((T, 11, I)).astype(dtype)
+    x[2, 5] = np.nan
+    for n_threads in (1, 2, 3):
+        share(n_threads, False)
+        y, state = rnn(x)
+        assert np.isfinite(y[:, np.arange(11) != 5]).all()
+        for row in range(11):
+            one, state_one = rnn(x[:, row : row + 1])
+            np.testing.assert_array_equal(y[:, row : row + 1], one)
+            for alone, array in zip(arrays_of(state_one), arrays_of(state), strict=True):
+                np.testing.assert_array_equal(alone, array[:, row : row + 1])
+
+
+@every_norm
+@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e30])
-def test_extreme_rows(norm, size):
-    rnn = make("lstm", norm, np.float32)
+def test_extreme_rows(cell, norm, size):
+    rnn = make(cell, norm, np.float32)
     x = np.random.default_rng(3).standard_normal((T, N, I)).astype(np.float32)
     x[:, 1] *= np.float32(size)
     x[2, 3] = np.nan

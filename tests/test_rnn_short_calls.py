@@ -68,6 +68,30 @@ def test_a_short_call_of_two_directions(cell, norm, num_layers, n_steps, n_batch
         rnn(x, (few, few) if cell == "lstm" else few)
 
 
+@every_cell
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_lengths_again(cell, bidirectional):
+    """An array of lengths, a list of them and lengths of all T give the same bits, each time."""
+    rng = np.random.default_rng(0)
+    rnn = make(cell, "layer", num_layers=2, bidirectional=bidirectional)
+    x = draw(rng, np.float32, 4, 5, 5)
+    for lengths in (np.array([3, 0, 4, 1, 4]), np.array([1, 2, 3, 4, 0]), np.full(5, 4)):
+        expected = flat(rnn(x.tolist(), lengths=lengths.tolist()))
+        for given in (lengths, lengths.astype(np.uint8), lengths, lengths.tolist()):
+            before = copy.deepcopy(given)
+            assert_same_bits(flat(rnn(x, lengths=given)), expected)
+            np.testing.assert_array_equal(given, before)
+        if lengths.min() == 4:
+            assert_same_bits(flat(rnn(x)), expected)
+    for wrong in (np.array([1, 2, 3, 4, 5]), np.array([1, 2, 3, 4, -1])):
+        with pytest.raises(errors.ParameterError, match=r"between 0 and T = 4; got .* for row 4"):
+            rnn(x, lengths=wrong)
+    with pytest.raises(errors.ShapeError, match="lengths must have shape"):
+        rnn(x, lengths=np.array([1]))
+    with pytest.raises(errors.DTypeError, match="integers"):
+        rnn(x, lengths=np.ones(5))
+
+
 def flat(result):
     y, final = result
     return [y, *as_list(final)]

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import Array, Case
+from benchmarks.cases import Case
+from benchmarks.operation import Array
 from benchmarks.timing import Run
 
 __all__ = ["Peer", "Run"]

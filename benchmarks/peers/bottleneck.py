@@ -4,7 +4,8 @@ import bottleneck
 import numpy as np
 
 from benchmarks import formulas
-from benchmarks.cases import EPS, Array, Inputs
+from benchmarks.norms import Inputs
+from benchmarks.operation import EPS, Array
 from benchmarks.peers.base import Peer, Run
 
 __all__ = ["Bottleneck"]

@@ -7,7 +7,8 @@ import jax
 from jax import numpy as jnp
 
 from benchmarks import formulas
-from benchmarks.cases import EPS, Array, Inputs
+from benchmarks.norms import Inputs
+from benchmarks.operation import EPS, Array
 from benchmarks.peers.base import Peer, Run
 
 __all__ = ["Jax"]

@@ -3,7 +3,8 @@
 import numpy as np
 
 import normlib
-from benchmarks.cases import EPS, HALVES, Inputs
+from benchmarks.norms import HALVES, Inputs
+from benchmarks.operation import EPS
 from benchmarks.peers.base import Peer, Run
 from benchmarks.recurrent import RecurrentInputs
 from normlib import _kernels
@@ -93,6 +94,16 @@ class Normlib(Peer):
     def group_norm_backward(self, i: Inputs) -> Run:
         _, mean, rstd = normlib.group_norm_forward(i.x, i.groups, eps=EPS)
         return lambda: normlib.group_norm_backward(i.dy, i.x, i.groups, mean, rstd, i.gain)
+
+    def group_norm_last(self, i: Inputs) -> Run:
+        x, _ = i.channels_last()
+        return lambda: normlib.group_norm(x, i.groups, i.gain, i.bias, channel_axis=-1, eps=EPS)
+
+    def group_norm_last_backward(self, i: Inputs) -> Run:
+        x, dy = i.channels_last()
+        _, mean, rstd = normlib.group_norm_forward(x, i.groups, channel_axis=-1, eps=EPS)
+        backward = normlib.group_norm_backward
+        return lambda: backward(dy, x, i.groups, mean, rstd, i.gain, channel_axis=-1)
 
     def instance_norm(self, i: Inputs) -> Run:
         return lambda: normlib.instance_norm(i.x, i.gain, i.bias, eps=EPS)

@@ -5,7 +5,8 @@ import numpy as np
 from numba import prange
 
 from benchmarks import formulas
-from benchmarks.cases import EPS, Array, Inputs
+from benchmarks.norms import Inputs
+from benchmarks.operation import EPS, Array
 from benchmarks.peers.base import Peer, Run
 
 __all__ = ["Numba"]

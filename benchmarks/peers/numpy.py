@@ -3,7 +3,8 @@
 import numpy as np
 
 from benchmarks import formulas
-from benchmarks.cases import EPS, Array, Inputs
+from benchmarks.norms import Inputs
+from benchmarks.operation import EPS, Array
 from benchmarks.peers.base import Peer, Run
 from benchmarks.recurrent import RecurrentInputs
 

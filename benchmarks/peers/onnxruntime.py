@@ -7,7 +7,8 @@ import numpy as np
 import onnxruntime
 from onnx import helper, numpy_helper
 
-from benchmarks.cases import EPS, Array, Inputs
+from benchmarks.norms import Inputs
+from benchmarks.operation import EPS, Array
 from benchmarks.peers.base import Peer, Run
 from benchmarks.recurrent import RecurrentInputs
 

@@ -2,7 +2,7 @@
 
 from scipy import stats
 
-from benchmarks.cases import Inputs
+from benchmarks.norms import Inputs
 from benchmarks.peers.base import Peer, Run
 
 __all__ = ["SciPy"]

@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.cases import Inputs
+from benchmarks.norms import Inputs
 from benchmarks.peers.base import Peer, Run
 
 __all__ = ["ScikitLearn"]

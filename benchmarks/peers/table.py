@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from benchmarks.peers.base import Peer
 
-__all__ = ["PEERS", "REFERENCE", "RIVALS", "absent", "create", "version"]
+__all__ = ["PEERS", "REFERENCE", "RIVALS", "SCRIPTED", "absent", "create", "version"]
 
 
 class Entry(NamedTuple):
@@ -19,10 +19,13 @@ class Entry(NamedTuple):
 
 
 REFERENCE = "normlib"
-RIVALS = ("PyTorch", "ONNX Runtime")  # what ratios and goals are about
+SCRIPTED = ("TorchScript", "TorchScript at once")  # recurrent networks that PyTorch itself lacks
+RIVALS = ("PyTorch", *SCRIPTED, "ONNX Runtime")  # what ratios and goals are about
 PEERS = {
     "normlib": Entry("normlib", "Normlib", ("normlib",)),
     "PyTorch": Entry("torch", "Torch", ("torch",)),
+    "TorchScript": Entry("torch", "TorchScript", ("torch",)),
+    "TorchScript at once": Entry("torch", "TorchScriptAtOnce", ("torch",)),
     "ONNX Runtime": Entry("onnxruntime", "OnnxRuntime", ("onnxruntime", "onnx")),
     "JAX": Entry("jax", "Jax", ("jax",)),
     "numba": Entry("numba", "Numba", ("numba",)),

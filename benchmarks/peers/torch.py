@@ -2,25 +2,25 @@
 
 RMS norm, which has none, backward by autograd.
 
-Recurrent networks: its modules; layer-normalized ones, which it lacks, under TorchScript; gradients
-by autograd.
+Recurrent networks: its modules; layer-normalized ones, which it lacks, under TorchScript, in two
+forms; gradients by autograd.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.cases import EPS, HALVES, Array, Inputs
+from benchmarks.norms import HALVES, Inputs
+from benchmarks.operation import EPS, Array
 from benchmarks.peers.base import Peer, Run
 from benchmarks.recurrent import RecurrentInputs
 
-__all__ = ["Torch"]
+__all__ = ["Torch", "TorchScript", "TorchScriptAtOnce"]
 
 
 def _tensor(array: Array) -> torch.Tensor:
@@ -30,16 +30,18 @@ def _tensor(array: Array) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-class Torch(Peer):
-    """Always a new output: the operators that take ``out`` compute elsewhere and copy."""
-
-    dtypes = ("float32", "float64", *HALVES)
-
+class _TorchPeer(Peer):
     def __init__(self, n_threads: int) -> None:
         super().__init__(n_threads)
         torch.set_num_threads(n_threads)
         self.mode = torch.inference_mode()
         self.mode.__enter__()  # for the life of the process, which does nothing else
+
+
+class Torch(_TorchPeer):
+    """Always a new output: the operators that take ``out`` compute elsewhere and copy."""
+
+    dtypes = ("float32", "float64", *HALVES)
 
     def arrays(self, result: Any) -> list[Array]:
         if isinstance(result, torch.Tensor) and result.dtype == torch.bfloat16:
@@ -150,6 +152,27 @@ class Torch(Peer):
         every = [True, True, True]
         return lambda: backward(dy, x, mean, rstd, gain, n, channels, inner, groups, every)
 
+    def group_norm_last(self, i: Inputs) -> Run:
+        x, _ = _channels_last(i)
+        gain, bias = map(torch.from_numpy, (i.gain, i.bias))
+        groups = i.groups
+        return lambda: functional.group_norm(x, groups, gain, bias, EPS).movedim(1, -1)
+
+    def group_norm_last_backward(self, i: Inputs) -> Run:
+        x, dy = _channels_last(i)
+        gain, bias = map(torch.from_numpy, (i.gain, i.bias))
+        n, channels, inner = x.shape[0], x.shape[1], x[0, 0].numel()
+        groups = i.groups
+        _, mean, rstd = torch.native_group_norm(x, gain, bias, n, channels, inner, groups, EPS)
+        backward = torch.ops.aten.native_group_norm_backward
+        every = [True, True, True]
+
+        def run() -> tuple[torch.Tensor, ...]:
+            dx, *others = backward(dy, x, mean, rstd, gain, n, channels, inner, groups, every)
+            return dx.movedim(1, -1), *others
+
+        return run
+
     def instance_norm(self, i: Inputs) -> Run:
         x, gain, bias = map(torch.from_numpy, (i.x, i.gain, i.bias))
         return lambda: functional.instance_norm(x, weight=gain, bias=bias, eps=EPS)
@@ -175,14 +198,37 @@ class Torch(Peer):
         return lambda: torch.mm(a, b, out=out)
 
     def recurrent(self, i: RecurrentInputs) -> Run | None:
+        if i.norm != "noop":
+            return None
         with torch.inference_mode(i.mode != "train"):
-            if i.norm == "noop":
-                return _timed_as(i, *_module(i))
-            if i.norm == "layer" and i.cell in SCRIPTS:
-                parameters = {k: torch.tensor(v) for k, v in i.parameters.items()}
-                forms = [_script(SCRIPTS[i.cell], parameters, at_once) for at_once in (False, True)]
-                return _faster([_timed_as(i, form, parameters) for form in forms])
-        return None
+            return _timed_as(i, *_module(i))
+
+
+class TorchScript(_TorchPeer):
+    """Layer-normalized cells, a step at a time, as in PyTorch's own benchmark of a custom LSTM."""
+
+    at_once: ClassVar[bool] = False
+
+    def recurrent(self, i: RecurrentInputs) -> Run | None:
+        if i.norm != "layer" or i.cell not in SCRIPTS:
+            return None
+        with torch.inference_mode(i.mode != "train"):
+            parameters = {k: torch.tensor(v) for k, v in i.parameters.items()}
+            run = _timed_as(i, _script(SCRIPTS[i.cell], parameters, self.at_once), parameters)
+            for _ in range(4):  # those in which it compiles
+                run()
+        return run
+
+
+class TorchScriptAtOnce(TorchScript):
+    """The inputs of all steps multiplied and normalized together."""
+
+    at_once = True
+
+
+def _channels_last(i: Inputs) -> Sequence[torch.Tensor]:
+    """x and dy in PyTorch's order of axes, and its memory format for channels last."""
+    return [torch.from_numpy(a).movedim(-1, 1) for a in i.channels_last()]
 
 
 def _and_around(i: Inputs, backward: Callable[[], Any]) -> Run:
@@ -246,24 +292,10 @@ def _script(
     return lambda x: compiled(x, values, at_once)
 
 
-def _faster(runs: Sequence[Run]) -> Run:
-    """The better form; the first calls are those in which TorchScript compiles."""
-    seconds = []
-    for run in runs:
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        seconds.append(min(times[2:]))
-    return runs[seconds.index(min(seconds))]
-
-
 # ---- layer-normalized cells, for TorchScript -----------------------------------------------------
 #
-# A step at a time, as in PyTorch's own benchmark of a custom LSTM, except that with `at_once` the
-# inputs of all steps are multiplied and normalized together. eps is the default, 1e-5. The cell's
-# bias is given to layer_norm, which adds it in passing.
+# With `at_once` the inputs of all steps are multiplied and normalized together. eps is the default,
+# 1e-5. The cell's bias is given to layer_norm, which adds it in passing.
 
 
 def _normalized(

@@ -16,6 +16,8 @@ KERNELS = (
     "batch_norm",
     "batch_norm_backward",
     "cells",
+    "group_columns",
+    "group_columns_backward",
     "group_norm",
     "group_norm_backward",
     "halves",
@@ -24,6 +26,7 @@ KERNELS = (
     "moments",
     "product",
     "recurrent",
+    "recurrent_batch",
     "rms_norm",
     "rms_norm_backward",
 )
@@ -101,6 +104,8 @@ if TYPE_CHECKING:
         batch_norm,
         batch_norm_backward,
         cells,
+        group_columns,
+        group_columns_backward,
         group_norm,
         group_norm_backward,
         halves,
@@ -109,6 +114,7 @@ if TYPE_CHECKING:
         moments,
         product,
         recurrent,
+        recurrent_batch,
         rms_norm,
         rms_norm_backward,
     )
@@ -117,6 +123,8 @@ else:
     batch_norm = load("batch_norm", level)
     batch_norm_backward = load("batch_norm_backward", level)
     cells = load("cells", level)
+    group_columns = load("group_columns", level)
+    group_columns_backward = load("group_columns_backward", level)
     group_norm = load("group_norm", level)
     group_norm_backward = load("group_norm_backward", level)
     halves = load("halves", level)
@@ -125,5 +133,6 @@ else:
     moments = load("moments", level)
     product = load("product", level)
     recurrent = load("recurrent", level)
+    recurrent_batch = load("recurrent_batch", level)
     rms_norm = load("rms_norm", level)
     rms_norm_backward = load("rms_norm_backward", level)

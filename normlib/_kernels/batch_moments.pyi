@@ -12,3 +12,6 @@ def batch_moments(
     eps: float,
     n_threads: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]: ...
+def mix_running(
+    running: NDArray[np.float64], new: NDArray[np.float64], weights: NDArray[np.float64]
+) -> None: ...

@@ -13,8 +13,8 @@ from libc.math cimport isinf
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.channels cimport (
-    NARROW, PAIR, Shape, Statistics, beyond, find_doubles, gain_of, load_doubles, rest_of,
-    rows_together, scale_channels, store_doubles, sweep_start,
+    NARROW, PAIR, Shape, Statistics, beyond, find_doubles, load_doubles, normalize_columns,
+    normalize_double, rows_together, scale_channels, store_doubles, sweep_start,
 )
 from normlib._kernels.lines cimport MAX_HELD, Lines, close_lines, open_lines, pass_lines
 from normlib._kernels.norm_rows cimport NormForward, forward_capsule
@@ -23,7 +23,7 @@ from normlib._kernels.plain cimport (
 )
 from normlib._kernels.vec cimport (
     STREAM_FLOATS, VF64_LANES, at, at_out, lanes, to_boundary, vec_fence, vf32, vf64, vf64_set,
-    vf64_sqrt, vfma, vget, vload_first, vput, vreal, vselect_lt, vset, vstore, vstore_first,
+    vf64_sqrt, vfma, vget, vload_first, vreal, vselect_lt, vset, vstore, vstore_first,
 )
 
 cnp.import_array()
@@ -32,58 +32,6 @@ cdef enum:
     PIECE = 16384        # elements of a plane that are one work item
     FAR = 1 << 23        # elements of arrays out of every cache, where long rows go one by one
     BUFFER = 4096        # elements that are put together before they are streamed
-
-
-cdef inline void normalize_double(
-    const vreal *x,         # IN
-    const vreal *gain,      # IN  (channels,) or NULL
-    const vreal *bias,      # IN  (channels,) or NULL
-    vreal *y,               # OUT, may be x
-    Py_ssize_t n,
-    const Statistics *statistics,
-    Py_ssize_t c,
-) noexcept nogil:
-    """n neighbours of channel c."""
-    cdef double v
-    cdef Py_ssize_t i
-    for i in range(n):
-        v = ((vget(x, i) - statistics.mean[c]) - rest_of(statistics, c)) * statistics.rstd[c]
-        v = v * gain_of(gain, c)
-        if bias != NULL:
-            v += vget(bias, c)
-        vput(y, i, v)
-
-
-cdef inline void normalize_columns(
-    const vreal *x,         # IN  (n_rows, channels)
-    const vreal *factors,   # IN  (3, channels)
-    vreal *y,               # OUT (n_rows, channels), may be x
-    Py_ssize_t n_rows,
-    Py_ssize_t channels,
-    Py_ssize_t first,
-    Py_ssize_t stop,
-    bint stream,            # a constant: past the cache
-) noexcept nogil:
-    """Some columns of some rows, a vector of factors being loaded once."""
-    cdef vreal m, s, t
-    cdef Py_ssize_t width = lanes(x)
-    cdef Py_ssize_t c = first
-    cdef Py_ssize_t left, r
-    while c + width <= stop:
-        m = at(factors, c)[0]
-        s = at(factors, channels + c)[0]
-        t = at(factors, 2 * channels + c)[0]
-        for r in range(n_rows):
-            vstore(at_out(y, r * channels + c), vfma(at(x, r * channels + c)[0] - m, s, t), stream)
-        c += width
-    left = stop - c
-    if left > 0:
-        m = vload_first(at(factors, c), left)
-        s = vload_first(at(factors, channels + c), left)
-        t = vload_first(at(factors, 2 * channels + c), left)
-        for r in range(n_rows):
-            vstore_first(at_out(y, r * channels + c),
-                         vfma(vload_first(at(x, r * channels + c), left) - m, s, t), left)
 
 
 cdef inline void normalize_plane(
@@ -142,17 +90,17 @@ cdef void normalize_rows(
         while first <= channels:
             c = doubles[d]
             if stream and n_rows == PAIR:
-                normalize_columns(at(x, start), factors, at_out(y, start), PAIR, channels, first, c,
-                                  True)
+                normalize_columns(at(x, start), factors, at_out(y, start), PAIR, channels,
+                                  channels, first, c, True)
             elif stream:
-                normalize_columns(at(x, start), factors, at_out(y, start), n_rows, channels, first,
-                                  c, True)
+                normalize_columns(at(x, start), factors, at_out(y, start), n_rows, channels,
+                                  channels, first, c, True)
             elif n_rows == PAIR:
-                normalize_columns(at(x, start), factors, at_out(y, start), PAIR, channels, first, c,
-                                  False)
+                normalize_columns(at(x, start), factors, at_out(y, start), PAIR, channels,
+                                  channels, first, c, False)
             else:
-                normalize_columns(at(x, start), factors, at_out(y, start), n_rows, channels, first,
-                                  c, False)
+                normalize_columns(at(x, start), factors, at_out(y, start), n_rows, channels,
+                                  channels, first, c, False)
             if c < channels:
                 for r in range(n_rows):
                     i = start + r * channels + c

@@ -23,12 +23,13 @@ from normlib._kernels.groups cimport Layout, find_groups, is_short
 from normlib._kernels.norm_rows cimport NormForward, forward_capsule
 from normlib._kernels.plain cimport apart, is_eps, is_input, is_output, is_parameter
 from normlib._kernels.rows cimport (
-    GROUP, GROUP_FLOATS, Moments, ScaledMoments, needs_scaling, output_moments, row_moments,
-    scaled_moments, scaled_xhat, unscaled_mean, unscaled_rstd, vector_range,
+    GROUP, GROUP_FLOATS, Moments, QUICK, SHORT, ScaledMoments, needs_scaling, output_moments,
+    row_moments, scaled_moments, scaled_xhat, short_group_moments, unscaled_mean, unscaled_rstd,
+    vector_range,
 )
 from normlib._kernels.vec cimport (
-    STREAM_FLOATS, at, at_out, lanes, to_boundary, vec_fence, vf32, vf64, vget, vload_first, vput,
-    vreal, vstore_first,
+    MAX_WIDE_VECS, STREAM_FLOATS, VF64_LANES, at, at_out, lanes, to_boundary, vec_fence, vf32, vf64,
+    vf64_set, vf64_sqrt, vget, vload_first, vput, vreal, vround, vstore_first,
 )
 
 cnp.import_array()
@@ -40,6 +41,55 @@ cdef struct Row:
     double rstd
     double offset        # -mean_lo * rstd
     ScaledMoments scaled
+
+
+cdef inline void few_moments(const vreal *x, Moments *out, Py_ssize_t n_rows,
+                             Py_ssize_t n) noexcept nogil:
+    """Moments of rows shorter than QUICK, which are not worth vectors."""
+    cdef double inverse = 1.0 / n
+    cdef double d, sum_d, sum_d2
+    cdef Py_ssize_t r, i
+    for r in range(n_rows):
+        sum_d = 0
+        for i in range(1, n):
+            sum_d += vget(x, i) - vget(x, 0)
+        out[r].mean_hi = vround(vget(x, 0) + sum_d * inverse, x)
+        sum_d = 0
+        sum_d2 = 0
+        for i in range(n):
+            d = vget(x, i) - out[r].mean_hi
+            sum_d += d
+            sum_d2 += d * d
+        out[r].mean_lo = sum_d * inverse
+        d = sum_d2 * inverse - out[r].mean_lo * out[r].mean_lo
+        out[r].var = 0 if d < 0 else d
+        x = at(x, n)
+
+
+cdef inline bint short_statistics(
+    const vreal *x,         # IN  (GROUP, n), n from QUICK to SHORT
+    Row *rows,              # OUT (GROUP,)
+    Py_ssize_t n,
+    double eps,
+) noexcept nogil:
+    """Those of GROUP rows, none of them extreme; False where quick moments fail."""
+    cdef vf64 mean_hi[MAX_WIDE_VECS]
+    cdef vf64 mean_lo[MAX_WIDE_VECS]
+    cdef vf64 var[MAX_WIDE_VECS]
+    cdef vf64 rstd[MAX_WIDE_VECS]
+    cdef int v, r
+    # Then neither var + eps nor its root leaves the range of float.
+    if not (0 <= eps < 1e30 and short_group_moments(x, mean_hi, mean_lo, var, n)):
+        return False
+    for v in range(GROUP // VF64_LANES):
+        rstd[v] = vf64_set(1) / vf64_sqrt(var[v] + vf64_set(eps))
+        mean_lo[v] = -mean_lo[v] * rstd[v]
+    for r in range(GROUP):
+        rows[r].extreme = False
+        rows[r].mean_hi = (<double *>mean_hi)[r]
+        rows[r].rstd = (<double *>rstd)[r]
+        rows[r].offset = (<double *>mean_lo)[r]
+    return True
 
 
 cdef inline void row_statistics(
@@ -54,14 +104,22 @@ cdef inline void row_statistics(
     cdef Moments moments[GROUP]
     cdef Moments exact
     cdef Py_ssize_t r
-    output_moments(x, moments, n_rows, n)
+    if QUICK <= n < SHORT and n_rows == GROUP and mean == NULL:
+        if short_statistics(x, rows, n, eps):
+            return
+    if n < QUICK:
+        few_moments(x, moments, n_rows, n)
+    else:
+        output_moments(x, moments, n_rows, n)
     for r in range(n_rows):
         rows[r].mean_hi = moments[r].mean_hi
         rows[r].rstd = 1 / sqrt(moments[r].var + eps)
         rows[r].offset = -moments[r].mean_lo * rows[r].rstd
     for r in range(n_rows):
         if mean != NULL:
-            row_moments(at(x, r * n), n, &exact)
+            exact = moments[r]
+            if n >= QUICK:
+                row_moments(at(x, r * n), n, &exact)
             mean[r] = exact.mean_hi + exact.mean_lo
             rstd[r] = 1 / sqrt(exact.var + eps)
         rows[r].extreme = (needs_scaling(x, moments[r].var, eps)
@@ -176,15 +234,18 @@ cdef void forward_part(const vreal *x, const vreal *gain, const vreal *bias, vre
     cdef Py_ssize_t run = n if inner == 1 else inner
     cdef bint stream = (n_rows * n >= STREAM_FLOATS and run % (4 * lanes(x)) == 0
                         and to_boundary(y) == 0)
+    cdef Py_ssize_t group = first % layout.groups
     cdef Py_ssize_t count, r, i
     while first < stop:
         count = min(size, stop - first)
         row_statistics(at(x, first * n), rows, NULL if mean == NULL else mean + first,
                        NULL if rstd == NULL else rstd + first, count, n, eps)
         for r in range(count):
-            i = (first + r) % layout.groups * channels
-            row_gain = at_or_null(gain, i)
-            row_bias = at_or_null(bias, i)
+            row_gain = at_or_null(gain, group * channels)
+            row_bias = at_or_null(bias, group * channels)
+            group += 1
+            if group == layout.groups:
+                group = 0
             i = (first + r) * n
             if stream:
                 normalize_row(at(x, i), row_gain, row_bias, at_out(y, i), &rows[r], channels,

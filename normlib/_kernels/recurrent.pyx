@@ -38,26 +38,12 @@ from normlib._kernels.recurrent_cells cimport (
 )
 from normlib._kernels.recurrent_run cimport (
     CELL_SCRATCH, CLASSIC_GRU, EVERY_STEP, GRU, LSTM, ONE_STEP, RELU, TANH, WINDOW, Extent, Kind,
-    Norm, Run, Slab, Weight, row_before, row_of, scratch_of,
+    Norm, Run, Slab, Weight, row_before, row_of, scratch_of, set_slab, team_barrier, team_size,
 )
 from normlib._kernels.tiles cimport count_panels, multiply_panels, panel_columns
 from normlib._kernels.vec cimport vf32, vf64, vreal
 
 cnp.import_array()
-
-cdef extern from *:
-    """
-    #ifdef _OPENMP
-    #include <omp.h>
-    #define team_size() omp_get_num_threads()
-    #define team_barrier() _Pragma("omp barrier")
-    #else
-    #define team_size() 1
-    #define team_barrier() ((void)0)
-    #endif
-    """
-    int team_size() noexcept nogil
-    void team_barrier() noexcept nogil
 
 cdef enum:
     INPUT_ROWS = 32      # rows whose products with the input are made at once
@@ -122,7 +108,9 @@ cdef void forward_share(const vreal *tag, const Run *shared, int thread,
         mine.gates = mine.inputs    # a row's own, until its output is made
     elif mine.gates.data == NULL:
         mine.gates.data = scratch_of(run, 0)
-    if mine.extra.data == NULL:
+    if mine.extra.data == NULL and (mine.kind == TANH or mine.kind == RELU):
+        mine.extra = mine.products
+    elif mine.extra.data == NULL:
         mine.extra.data = scratch_of(run, 13)
     t = shared.first
     while t < shared.stop:
@@ -236,12 +224,6 @@ cdef void run_all(const Run *run, bint backward, int n_threads) noexcept nogil:
 
 
 # ---- from Python ---------------------------------------------------------------------------------
-
-
-cdef void set_slab(Slab *slab, object array, Extent extent) noexcept:
-    slab.data = <char *>address(array)
-    slab.extent = extent
-    slab.row_bytes = 0 if array is None else cnp.PyArray_STRIDE(array, 0)
 
 
 cdef void *function_of(object low_level) except? NULL:

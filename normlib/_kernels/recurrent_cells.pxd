@@ -10,6 +10,8 @@ are none of these.
 With normalizers, training keeps the products, and not the gates: backward makes these again, by the
 same functions, in the scratch from 4 on, while the products that it reads anyway are in the cache.
 """
+from libc.string cimport memcpy
+
 from normlib._kernels.cell_rows cimport (
     MAX_ARRAYS, gru_backward_row, gru_candidate_backward_row, gru_candidate_forward_row,
     gru_forward_row, gru_reset_backward_row, gru_reset_forward_row, lstm_gates_backward_row,
@@ -17,7 +19,7 @@ from normlib._kernels.cell_rows cimport (
     relu_forward_row, tanh_backward_row, tanh_forward_row,
 )
 from normlib._kernels.recurrent_run cimport (
-    RELU, Run, denormalize, normalize, normalize_again, normalize_rows, row_before, row_of,
+    RELU, Norm, Run, denormalize, normalize, normalize_again, normalize_rows, row_before, row_of,
     scratch_of,
 )
 from normlib._kernels.vec cimport at, at_out, lanes, vadd_to, vget, vput, vreal
@@ -180,27 +182,63 @@ cdef inline char *candidate(char *row, const Run *run) noexcept nogil:
     return row + 2 * run.size * run.item
 
 
+cdef inline bint normalize_parts(const Norm *rz, const Norm *n, const Run *run, Py_ssize_t t,
+                                 Py_ssize_t n_rows, char *rows) noexcept nogil:
+    """Normalize a few rows of gates r, z, n: first r, z of all rows, then n of all rows.
+
+    They go by way of the scratch, as parts of rows do not follow each other.
+    """
+    cdef Py_ssize_t part = run.size * run.item
+    cdef char *copy = scratch_of(run, 0)
+    cdef Py_ssize_t r
+    for r in range(n_rows):
+        memcpy(copy + r * 2 * part, rows + r * 3 * part, 2 * part)
+        memcpy(copy + (2 * n_rows + r) * part, candidate(rows + r * 3 * part, run), part)
+    return (normalize_rows(rz, run, t, n_rows, copy, rows)
+            and normalize_rows(n, run, t, n_rows, copy + 2 * n_rows * part,
+                               rows + 2 * n_rows * part))
+
+
 cdef inline void gru_forward(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssize_t first,
                              Py_ssize_t stop) noexcept nogil:
+    """A few rows at a time, where all their normalizers can take so many."""
     cdef inline void *arrays[MAX_ARRAYS]
-    cdef Py_ssize_t r
+    cdef Py_ssize_t part = run.size * run.item
+    cdef Py_ssize_t most = FEW
+    cdef Py_ssize_t start = first
+    cdef Py_ssize_t r, n, k
     cdef char *inputs
     cdef char *products
-    for r in range(first, stop):
-        inputs = row_of(&run.inputs, run, t, r)
-        products = row_of(&run.products, run, t, r)
-        arrays[0] = normalize(&run.norms[0], run, t, r, inputs, scratch_of(run, 4))
-        arrays[1] = normalize(&run.norms[1], run, t, r, products, scratch_of(run, 8))
-        arrays[2] = normalize(&run.norms[2], run, t, r, candidate(inputs, run),
-                              scratch_of(run, 6))
-        arrays[3] = normalize(&run.norms[3], run, t, r, candidate(products, run),
-                              scratch_of(run, 10))
-        arrays[4] = <void *>run.bias
-        arrays[5] = row_before(&run.h, run.initial_h, run, t, r)
-        arrays[6] = row_of(&run.gates, run, t, r)
-        arrays[7] = row_of(&run.extra, run, t, r)
-        arrays[8] = row_of(&run.h, run, t, r)
-        gru_forward_row(<vreal **>arrays, run.size)
+    for k in range(4):
+        if run.norms[k].rows == NULL:
+            most = 1
+    while start < stop:
+        n = min(most, stop - start)
+        inputs = row_of(&run.inputs, run, t, start)
+        products = row_of(&run.products, run, t, start)
+        if n > 1:
+            normalize_parts(&run.norms[0], &run.norms[2], run, t, n, inputs)
+            normalize_parts(&run.norms[1], &run.norms[3], run, t, n, products)
+        for r in range(n):
+            if n > 1:
+                arrays[0] = inputs + r * 2 * part
+                arrays[1] = products + r * 2 * part
+                arrays[2] = inputs + (2 * n + r) * part
+                arrays[3] = products + (2 * n + r) * part
+            else:
+                arrays[0] = normalize(&run.norms[0], run, t, start, inputs, scratch_of(run, 4))
+                arrays[1] = normalize(&run.norms[1], run, t, start, products, scratch_of(run, 8))
+                arrays[2] = normalize(&run.norms[2], run, t, start, candidate(inputs, run),
+                                      scratch_of(run, 6))
+                arrays[3] = normalize(&run.norms[3], run, t, start, candidate(products, run),
+                                      scratch_of(run, 10))
+            arrays[4] = <void *>run.bias
+            arrays[5] = row_before(&run.h, run.initial_h, run, t, start + r)
+            arrays[6] = row_of(&run.gates, run, t, start + r)
+            arrays[7] = row_of(&run.extra, run, t, start + r)
+            arrays[8] = row_of(&run.h, run, t, start + r)
+            gru_forward_row(<vreal **>arrays, run.size)
+        start += n
 
 
 cdef inline void gru_gates_again(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssize_t r,
@@ -356,20 +394,31 @@ cdef inline void add_rows(const vreal *a, const vreal *b, vreal *sum, Py_ssize_t
 
 cdef inline void vanilla_forward(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssize_t first,
                                  Py_ssize_t stop) noexcept nogil:
+    """A few rows at a time, in place, where their normalizer can take so many."""
     cdef inline void *arrays[MAX_ARRAYS]
-    cdef Py_ssize_t r
+    cdef Py_ssize_t start = first
+    cdef Py_ssize_t r, n
     cdef char *total
-    for r in range(first, stop):
-        total = row_of(&run.extra, run, t, r)
-        add_rows(<const vreal *>row_of(&run.products, run, t, r),
-                 <const vreal *>row_of(&run.inputs, run, t, r), <vreal *>total, run.size)
-        arrays[0] = normalize(&run.norms[0], run, t, r, total, scratch_of(run, 4))
-        arrays[1] = <void *>run.bias
-        arrays[2] = row_of(&run.h, run, t, r)
-        if run.kind == RELU:
-            relu_forward_row(<vreal **>arrays, run.size)
-        else:
-            tanh_forward_row(<vreal **>arrays, run.size)
+    cdef bint done
+    while start < stop:
+        n = min(<Py_ssize_t>FEW, stop - start)
+        for r in range(start, start + n):
+            total = row_of(&run.extra, run, t, r)
+            add_rows(<const vreal *>row_of(&run.products, run, t, r),
+                     <const vreal *>row_of(&run.inputs, run, t, r), <vreal *>total, run.size)
+        total = row_of(&run.extra, run, t, start)
+        done = normalize_rows(&run.norms[0], run, t, n, total, total)
+        for r in range(start, start + n):
+            total = row_of(&run.extra, run, t, r)
+            arrays[0] = total if done else normalize(&run.norms[0], run, t, r, total,
+                                                     scratch_of(run, 4))
+            arrays[1] = <void *>run.bias
+            arrays[2] = row_of(&run.h, run, t, r)
+            if run.kind == RELU:
+                relu_forward_row(<vreal **>arrays, run.size)
+            else:
+                tanh_forward_row(<vreal **>arrays, run.size)
+        start += n
 
 
 cdef inline void vanilla_backward(const vreal *tag, const Run *run, Py_ssize_t t, Py_ssize_t first,

@@ -6,9 +6,25 @@ Rows are packed: those of step t are the first counts[t] of the state, and lie f
 an array that has every step. A ``Slab`` is such an array, or one of fewer steps; or, where a row is
 needed by nobody after itself, the same few bytes for all rows of a thread.
 """
+cimport numpy as cnp
 from libc.string cimport memcpy
 
+from normlib._kernels.arrays cimport address
 from normlib._kernels.norm_rows cimport NormBackward, NormForward, NormRows
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #include <omp.h>
+    #define team_size() omp_get_num_threads()
+    #define team_barrier() _Pragma("omp barrier")
+    #else
+    #define team_size() 1
+    #define team_barrier() ((void)0)
+    #endif
+    """
+    int team_size() noexcept nogil
+    void team_barrier() noexcept nogil
 
 cdef enum:
     MAX_SITES = 4
@@ -125,6 +141,12 @@ cdef inline char *row_before(const Slab *slab, const void *initial, const Run *r
 cdef inline char *scratch_of(const Run *run, Py_ssize_t gates) noexcept nogil:
     """This thread's scratch from gates * H elements on."""
     return run.scratch + gates * run.size * run.item
+
+
+cdef inline void set_slab(Slab *slab, object array, Extent extent) noexcept:
+    slab.data = <char *>address(array)
+    slab.extent = extent
+    slab.row_bytes = 0 if array is None else cnp.PyArray_STRIDE(array, 0)
 
 
 # ---- normalizers ---------------------------------------------------------------------------------

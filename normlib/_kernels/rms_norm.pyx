@@ -16,7 +16,7 @@ from libc.math cimport fabs, frexp, isfinite, ldexp, sqrt
 
 from normlib._kernels.affine cimport affine_row
 from normlib._kernels.arrays cimport dim
-from normlib._kernels.norm_rows cimport NormForward, forward_capsule
+from normlib._kernels.norm_rows cimport NormForward, NormRows, forward_capsule, rows_capsule
 from normlib._kernels.row_groups cimport (
     Normalization, NormalizeGroup, normalize, normalize_plain,
 )
@@ -302,3 +302,19 @@ def row_function(bint single):
     Its parameter is the gain, which may be NULL.
     """
     return forward_capsule(<NormForward>forward_row[vf32], <NormForward>forward_row[vf64], single)
+
+
+cdef void forward_rows(
+    const vreal *x,         # IN  (n_rows, n)
+    vreal *y,               # OUT (n_rows, n), may be x
+    Py_ssize_t n_rows,      # at most GROUP
+    Py_ssize_t n,
+    const vreal **parameters,   # IN  gain
+    double eps,
+) noexcept nogil:
+    forward_group(x, parameters[0], <vreal *>NULL, y, NULL, NULL, n_rows, n, eps, False)
+
+
+def rows_function(bint single):
+    """A capsule of the function for a few rows, each with the bits of ``row_function``."""
+    return rows_capsule(<NormRows>forward_rows[vf32], <NormRows>forward_rows[vf64], single)

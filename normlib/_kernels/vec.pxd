@@ -1,4 +1,4 @@
-"""vec.h for Cython: fused vector types, and one name for each operation on it.
+"""vec.h, wide.h and halves.h for Cython: fused vector types, one name for each operation on them.
 
 ``vreal`` is a vector of float32 or float64. ``vstored`` is one in memory, of a half type, too,
 which is computed in float32: read by ``vread``, written by ``vwrite``. Cython is told that they are
@@ -10,8 +10,6 @@ from libc.stdint cimport uint16_t
 cdef extern from "vec.h" nogil:
     ctypedef float vf32
     ctypedef double vf64
-    ctypedef short vhalf
-    ctypedef signed char vbrain
 
     enum:
         VF32_LANES
@@ -22,10 +20,6 @@ cdef extern from "vec.h" nogil:
         MAX_WIDE_VECS
         MAX_PARTS
         MAX_VF64_LANES
-        VF32_PARTS
-        VF64_PARTS
-        VF32_WIDE_VECS
-        VF64_WIDE_VECS
 
     float VF32_ROUND
     double VF64_ROUND
@@ -59,6 +53,20 @@ cdef extern from "vec.h" nogil:
     vf64 vf64_pow2(vf64) noexcept
     vf32 vf32_scale(vf32, vf32) noexcept
     vf64 vf64_scale(vf64, vf64) noexcept
+    Py_ssize_t vf32_to_boundary(const vf32 *) noexcept
+    Py_ssize_t vf64_to_boundary(const vf64 *) noexcept
+    double vf32_get(const vf32 *, Py_ssize_t) noexcept
+    double vf64_get(const vf64 *, Py_ssize_t) noexcept
+    void vf32_put(vf32 *, Py_ssize_t, double) noexcept
+    void vf64_put(vf64 *, Py_ssize_t, double) noexcept
+
+cdef extern from "wide.h" nogil:
+    enum:
+        VF32_PARTS
+        VF64_PARTS
+        VF32_WIDE_VECS
+        VF64_WIDE_VECS
+
     void vf32_fold(const vf32 *, vf64 *) noexcept
     void vf64_fold(const vf64 *, vf64 *) noexcept
     double vf32_sum_wide(vf64 *) noexcept
@@ -71,12 +79,10 @@ cdef extern from "vec.h" nogil:
     vf64 vf64_narrow(const vf64 *) noexcept
     void vf32_load_wide(const vf32 *, vf64 *) noexcept
     void vf64_load_wide(const vf64 *, vf64 *) noexcept
-    Py_ssize_t vf32_to_boundary(const vf32 *) noexcept
-    Py_ssize_t vf64_to_boundary(const vf64 *) noexcept
-    double vf32_get(const vf32 *, Py_ssize_t) noexcept
-    double vf64_get(const vf64 *, Py_ssize_t) noexcept
-    void vf32_put(vf32 *, Py_ssize_t, double) noexcept
-    void vf64_put(vf64 *, Py_ssize_t, double) noexcept
+
+cdef extern from "halves.h" nogil:
+    ctypedef short vhalf
+    ctypedef signed char vbrain
 
     vf32 vhalf_load(const vhalf *) noexcept
     vf32 vbrain_load(const vbrain *) noexcept

@@ -1,8 +1,6 @@
 """Batch normalization of arrays: check, view as channels, call a kernel."""
 
-import functools
-import math
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,8 +12,6 @@ from normlib.arrays import (
     Array,
     as_dtype,
     as_float,
-    as_like,
-    check_channel_axis,
     check_eps,
     check_mask,
     check_out,
@@ -24,69 +20,15 @@ from normlib.arrays import (
 )
 from normlib.errors import ParameterError, ShapeError
 from normlib.functional import half
+from normlib.functional.channels import Channels
 from normlib.threads import threads_for
 
 __all__ = ["batch_norm", "batch_norm_backward", "batch_norm_forward"]
 
 
-class _Channels(NamedTuple):
-    """How x is seen as (outer, C, inner); with a mask, channels last as (rows, C, 1)."""
-
-    axis: int
-    n_channels: int
-    last: bool  # x is seen with its channel axis moved to the end
-    shape: tuple[int, int, int]
-    what: str  # the axis, as error messages name it
-
-    @classmethod
-    def of(cls, x: Array, channel_axis: int, *, last: bool = False) -> "_Channels":
-        return _channels(x.shape, check_channel_axis(channel_axis, x.ndim), last)
-
-    @property
-    def values(self) -> int:
-        """Values in each channel."""
-        return self.shape[0] * self.shape[2]
-
-    def flatten(self, x: Array) -> Array:
-        if self.last:
-            x = np.moveaxis(x, self.axis, -1)
-        return np.ascontiguousarray(x).reshape(self.shape)
-
-    def restore(self, y: Array, like: Array, out: Array | None = None) -> Array:
-        """The view's values in the axes and shape of x, written to out if given."""
-        if self.last:
-            others = like.shape[: self.axis] + like.shape[self.axis + 1 :]
-            y = np.moveaxis(y.reshape(*others, self.n_channels), -1, self.axis)
-        else:
-            y = y.reshape(like.shape)
-        if out is None:
-            return np.ascontiguousarray(y)
-        out[...] = y
-        return out
-
-    def parameter(self, value: ArrayLike | None, name: str, dtype: np.dtype[Any]) -> Array | None:
-        return as_like(value, name, (self.n_channels,), dtype, self.what)
-
-    def statistic(self, value: ArrayLike, name: str) -> Array:
-        return required_like(value, name, (self.n_channels,), DOUBLE, self.what)
-
-
-@functools.lru_cache(maxsize=256)
-def _channels(shape: tuple[int, ...], axis: int, last: bool) -> _Channels:
-    n = shape[axis]
-    outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
-    if last:
-        view = (outer * inner, n, 1)
-    elif n == 1:
-        view = (1, 1, outer * inner)
-    else:
-        view = (outer, n, inner)
-    return _Channels(axis, n, last, view, f"channel axis {axis} of x")
-
-
 def _normalize_channels(
     x: Array,
-    view: _Channels,
+    view: Channels,
     values: Array,
     statistics: tuple[Array, Array | None, Array],
     gain: Array | None,
@@ -211,7 +153,7 @@ def batch_norm(
     if x.dtype.itemsize == 2:
         y = batch_norm(half.widen(x), mean, var, gain, bias, channel_axis=channel_axis, eps=eps)
         return cast(Array, half.rounded(x, y, out))
-    view = _Channels.of(x, channel_axis)
+    view = Channels.of(x, channel_axis)
     mean = view.statistic(mean, "mean")
     rstd = _rstd(view.statistic(var, "var"), eps)
     gain = view.parameter(gain, "gain", x.dtype)
@@ -295,7 +237,7 @@ def batch_norm_forward(
             half.widen(x), gain, bias, channel_axis=channel_axis, eps=eps, mask=mask
         )
         return cast(tuple[Array, Array, Array], half.rounded(x, results, out))
-    view = _Channels.of(x, channel_axis, last=mask is not None)
+    view = Channels.of(x, channel_axis, last=mask is not None)
     gain = view.parameter(gain, "gain", x.dtype)
     bias = view.parameter(bias, "bias", x.dtype)
     counted = check_mask(mask, x.shape[: view.axis] + x.shape[view.axis + 1 :])
@@ -394,7 +336,7 @@ def batch_norm_backward(
             channel_axis=channel_axis, eps=eps, mask=mask,
         )  # fmt: skip
         return cast(tuple[Array, Array | None, Array], half.rounded(x, gradients))
-    view = _Channels.of(x, channel_axis, last=mask is not None)
+    view = Channels.of(x, channel_axis, last=mask is not None)
     dy = required_like(dy, "dy", x.shape, x.dtype, "x")
     mean = view.statistic(mean, "mean")
     rstd = _rstd(view.statistic(var, "var"), eps)

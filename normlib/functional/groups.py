@@ -1,4 +1,8 @@
-"""Channels in groups, for group and instance norm: check, view as (N, C, inner), call a kernel."""
+"""Channels in groups, for group and instance norm: check, view, call a kernel.
+
+The kernels see (N, C, inner), or (N, inner, C) where the channels come last. Other places of the
+channels are transposed, there and back.
+"""
 
 import functools
 import math
@@ -30,17 +34,15 @@ __all__ = ["differentiate", "normalize"]
 
 # Shorter planes are taken element by element, with gain and bias repeated along them (groups.pxd).
 _SHORT_PLANE = 32
-# From so many elements of a sample on, float32 channels that come last stay where they are. Doubles
-# do not: their moments need more than sums of doubles.
-_LARGE_SAMPLE = 1 << 13
 # Elements of a half type that are widened at a time: with their output they stay in the cache.
 _HALVES = 1 << 16
 
 
 class _Groups(NamedTuple):
-    """How x is seen as (N, C, inner), the channels in groups."""
+    """How x is seen as (N, C, inner), or (N, inner, C), the channels in groups."""
 
     axis: int
+    last: bool  # (N, inner, C)
     groups: int
     shape: tuple[int, int, int]
     what: str  # the axis, as error messages name it
@@ -71,22 +73,31 @@ class _Groups(NamedTuple):
 
     @property
     def channels(self) -> int:
-        return self.shape[1]
+        return self.shape[2 if self.last else 1]
+
+    @property
+    def inner(self) -> int:
+        return self.shape[1 if self.last else 2]
 
     @property
     def statistics(self) -> tuple[int, int]:
         """Shape of the statistics."""
         return self.shape[0], self.groups if self.channels else 0
 
+    @property
+    def moved(self) -> bool:
+        """Whether the view has the axes of x in another order."""
+        return self.axis > 1 and not self.last
+
     def flatten(self, x: Array) -> Array:
-        """x as a C-contiguous (N, C, inner), copied only if it must be."""
-        if self.axis > 1:
+        """x as it is seen, C-contiguous; copied only if it must be."""
+        if self.moved:
             x = np.moveaxis(x, self.axis, 1)
         return np.ascontiguousarray(x).reshape(self.shape)
 
     def restore(self, y: Array, like: Array, out: Array | None = None) -> Array:
         """The view's values in the axes and shape of x, written to out if given."""
-        if self.axis > 1:
+        if self.moved:
             others = like.shape[1 : self.axis] + like.shape[self.axis + 1 :]
             y = np.moveaxis(y.reshape(self.shape[0], self.channels, *others), 1, self.axis)
         else:
@@ -108,7 +119,9 @@ class _Groups(NamedTuple):
 @functools.lru_cache(maxsize=256)
 def _groups(shape: tuple[int, ...], axis: int, groups: int) -> _Groups:
     inner = math.prod(shape[1:axis]) * math.prod(shape[axis + 1 :])
-    return _Groups(axis, groups, (shape[0], shape[axis], inner), f"channel axis {axis} of x")
+    last = axis == len(shape) - 1 and inner > 1
+    view = (shape[0], inner, shape[axis]) if last else (shape[0], shape[axis], inner)
+    return _Groups(axis, last, groups, view, f"channel axis {axis} of x")
 
 
 def _elements(
@@ -165,12 +178,21 @@ def _normalize(
     out: Array | None,
     statistics: bool,
 ) -> tuple[Array, Array | None, Array | None]:
-    last = view.axis == x.ndim - 1 > 1
-    if last and x.dtype == SINGLE and x[0].size >= _LARGE_SAMPLE:
-        # Also if x must be copied: every other sample has the bits it has in the whole batch.
-        x = np.ascontiguousarray(x)
-        return _channels_last(x, view, gain, bias, eps, out, statistics)
-    return _channels_second(x, view, gain, bias, eps, out, statistics)
+    values = view.flatten(x)
+    mean = np.empty(view.statistics) if statistics else None
+    rstd = np.empty(view.statistics) if statistics else None
+    direct = not view.moved and out is not None and writable_directly(out, values, gain, bias)
+    y_values = out.reshape(values.shape) if direct and out is not None else aligned_like(values)
+    forward = _kernels.group_norm.group_norm_forward
+    if view.last:
+        forward = _kernels.group_columns.group_columns_forward
+    elif gain is None and bias is None:  # a group is a plane
+        values = values.reshape(*view.statistics, -1)
+    else:
+        values, gain, bias = _elements(view, values, gain, bias)
+    forward(values, view.groups, gain, bias, eps, y_values, mean, rstd, threads_for(x.size))
+    y = out if direct and out is not None else view.restore(y_values, x, out)
+    return y, mean, rstd
 
 
 def _halves(
@@ -201,83 +223,8 @@ def _halves(
     return y, mean, rstd
 
 
-def _channels_second(
-    x: Array,
-    view: _Groups,
-    gain: Array | None,
-    bias: Array | None,
-    eps: float,
-    out: Array | None,
-    statistics: bool,
-) -> tuple[Array, Array | None, Array | None]:
-    values = view.flatten(x)
-    mean = np.empty(view.statistics) if statistics else None
-    rstd = np.empty(view.statistics) if statistics else None
-    direct = view.axis == 1 and out is not None and writable_directly(out, values, gain, bias)
-    y_values = out.reshape(values.shape) if direct and out is not None else aligned_like(values)
-    if gain is None and bias is None:  # a group is a plane
-        values = values.reshape(*view.statistics, -1)
-    else:
-        values, gain, bias = _elements(view, values, gain, bias)
-    _kernels.group_norm.group_norm_forward(
-        values, view.groups, gain, bias, eps, y_values, mean, rstd, threads_for(x.size)
-    )
-    y = out if direct and out is not None else view.restore(y_values, x, out)
-    return y, mean, rstd
-
-
-def _channels_last(
-    x: Array,
-    view: _Groups,
-    gain: Array | None,
-    bias: Array | None,
-    eps: float,
-    out: Array | None,
-    statistics: bool,
-) -> tuple[Array, Array | None, Array | None]:
-    """The same without a transposed copy, by the kernels of batch norm.
-
-    A sample's channels have their moments, which are merged by groups. Which way a sample goes
-    depends on that sample alone.
-    """
-    direct = out is not None and writable_directly(out, x, gain, bias)
-    y = out if direct and out is not None else aligned_like(x)
-    mean, rstd = np.empty(view.statistics), np.empty(view.statistics)
-    channels, n_threads = view.channels, threads_for(x[0].size)
-    repeats = channels // view.groups
-    samples = x.reshape(len(x), -1, channels, 1)
-    for n, (sample, target) in enumerate(zip(samples, y.reshape(samples.shape), strict=True)):
-        of_channels = _kernels.batch_moments.batch_moments(
-            sample, len(sample), channels, 1, eps, n_threads
-        )
-        with np.errstate(all="ignore"):
-            means, rests, variances, _ = (one.reshape(view.groups, -1) for one in of_channels)
-            high = means.mean(axis=1)
-            apart = (means - high[:, None]) + rests
-            low = apart.mean(axis=1)
-            var = variances.mean(axis=1) + np.square(apart - low[:, None]).mean(axis=1)
-            scale = 1 / np.sqrt(var + eps)
-        if not np.isfinite(var).all():
-            part = x[n : n + 1]
-            one = view._replace(shape=(1, *view.shape[1:]))
-            result, *kept = _channels_second(part, one, gain, bias, eps, None, True)
-            y[n] = result[0]
-            mean[n], rstd[n] = (cast(Array, value)[0] for value in kept)
-            continue
-        mean[n] = high + low
-        rstd[n] = scale
-        high, low, scale = (np.repeat(value, repeats) for value in (high, low, scale))
-        _kernels.batch_norm.batch_norm_forward(
-            sample, high, low, scale, gain, bias, target, n_threads
-        )
-    if out is not None and not direct:
-        out[...] = y
-        y = out
-    return (y, mean, rstd) if statistics else (y, None, None)
-
-
 def _require_two(view: _Groups, x: Array) -> None:
-    if view.shape[2] == 1:
+    if view.inner == 1:
         raise ShapeError(
             "instance statistics need at least two values per channel; got 1 in x of shape "
             f"{x.shape}. Give x axes beside those of samples and channels, or use layer_norm()"
@@ -316,10 +263,17 @@ def differentiate(
         return np.empty(x.shape, x.dtype), None if gain is None else zeros.copy(), zeros
     values = view.flatten(x)
     dx = aligned_like(values)
-    seen, gains, _ = _elements(view, values, gain, None)
-    dgain, dbias = np.empty(seen.shape[1]), np.empty(seen.shape[1])
-    _kernels.group_norm_backward.group_norm_backward(
-        view.flatten(dy), seen, view.groups, gains, mean, rstd, dx, dgain, dbias,
+    backward = _kernels.group_norm_backward.group_norm_backward
+    channels = view.channels
+    gains = gain
+    if view.last:
+        backward = _kernels.group_columns_backward.group_columns_backward
+    else:
+        values, gains, _ = _elements(view, values, gain, None)
+        channels = values.shape[1]
+    dgain, dbias = np.empty(channels), np.empty(channels)
+    backward(
+        view.flatten(dy), values, view.groups, gains, mean, rstd, dx, dgain, dbias,
         threads_for(x.size),
     )  # fmt: skip
     with np.errstate(all="ignore"):

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from normlib._kernels import batch_moments as moments
 from normlib._kernels import batch_norm as kernel
 from normlib._kernels.changes import same_bits
 from normlib.arrays import MAX_SIZE, Array, as_dtype, as_integer, is_real
 from normlib.errors import ParameterError
 from normlib.functional import batch_norm, batch_norm_backward, batch_norm_forward
-from normlib.normalizers.base import Normalizer
+from normlib.normalizers.base import BatchRule, Normalizer
 from normlib.normalizers.rows import RowFunctions, low_level
 
 __all__ = ["BatchNorm"]
@@ -149,11 +150,19 @@ class BatchNorm(Normalizer):
             momentum = float(momentum)
         self.momentum = momentum
         self.steps = as_integer("steps", steps, minimum=1, maximum=MAX_SIZE // self.features)
-        self.buffers = {
-            "running_mean": np.zeros((self.steps, self.features)),
-            "running_var": np.ones((self.steps, self.features)),
-            "num_batches": np.zeros(self.steps, np.int64),
-        }
+        try:
+            self.buffers = {
+                "running_mean": np.zeros((self.steps, self.features)),
+                "running_var": np.ones((self.steps, self.features)),
+                "num_batches": np.zeros(self.steps, np.int64),
+            }
+        except MemoryError as error:
+            error.add_note(
+                "steps must be so few that their running statistics fit in memory; got "
+                f"{self.steps} for {self.features} features. Use no more than the longest training "
+                "sequence has: later time steps share the last row"
+            )
+            raise
         self._kept = _Kept()
 
     @property
@@ -261,6 +270,40 @@ class BatchNorm(Normalizer):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "momentum": self.momentum, "steps": self.steps}
 
+    def batch_rule(self) -> BatchRule | None:
+        running = self.running_mean, self.running_var, self.num_batches
+        plain = (
+            "num_rows" not in self.buffers
+            and all(type(array) is np.ndarray for array in running)
+            and all(array.dtype == np.float64 for array in running[:2])
+            and all(array.shape == (self.steps, self.features) for array in running[:2])
+            and self.num_batches.shape == (self.steps,)
+        )
+        if not plain:
+            return None
+        return BatchRule(self._parameter("gain"), self._parameter("bias"), self._updated)
+
+    def _updated(self, mean: Array, var: Array) -> dict[str, Array]:
+        n_steps = len(mean)
+        num_batches = self.num_batches.copy()
+        weights = np.empty(n_steps)
+        own = min(n_steps, self.steps - 1)  # time steps before the last row
+        num_batches[:own] += 1
+        beyond = np.arange(1, n_steps - own + 1)
+        if self.momentum is None:
+            weights[:own] = 1 / num_batches[:own]
+            weights[own:] = 1 / (num_batches[-1] + beyond)
+        else:
+            weights[...] = self.momentum
+        num_batches[-1] += len(beyond)
+        mixed = [
+            np.array(running, np.float64, order="C")
+            for running in (self.running_mean, self.running_var)
+        ]
+        for running, new in zip(mixed, (mean, var), strict=True):
+            moments.mix_running(running, new, weights)
+        return {"running_mean": mixed[0], "running_var": mixed[1], "num_batches": num_batches}
+
     def _update(self, row: int, mean: Array, var: Array, n_rows: int) -> None:
         count = int(self.num_batches[row]) + 1
         weight = 1 / count if self.momentum is None else self.momentum
@@ -270,12 +313,7 @@ class BatchNorm(Normalizer):
             seen[row] += n_rows
             weight = n_rows / int(seen[row])
         for running, new in ((self.running_mean, mean), (self.running_var, var)):
-            # A NaN or Inf of weight 0 must not enter, nor stay: 0 times it is NaN.
-            if weight == 1:
-                running[row] = new
-            elif weight > 0:
-                with np.errstate(all="ignore"):
-                    mixed = (1 - weight) * running[row]
-                    mixed += weight * new
-                    running[row] = mixed
+            mixed = np.array(running[row : row + 1], np.float64, order="C")
+            moments.mix_running(mixed, new.reshape(1, -1), np.array([weight], np.float64))
+            running[row] = mixed[0]
         self.num_batches[row] = count

@@ -108,7 +108,7 @@ class RMSNorm(Normalizer):
 
     def row_functions(self, *, training: bool) -> RowFunctions:
         return RowFunctions(
-            low_level(kernel.row_function, self.dtype),
+            low_level(kernel.row_function, self.dtype, kernel.rows_function),
             low_level(backward_kernel.row_function, self.dtype),
             self._row_parameters("gain"),
             ("gain",),

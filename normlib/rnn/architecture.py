@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from normlib.arrays import as_integer
 from normlib.errors import ParameterError
-from normlib.normalizers.base import as_integer
 from normlib.rnn.arguments import check_dtype, check_flag
 from normlib.rnn.cells import Cell, create_cell
 

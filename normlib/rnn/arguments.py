@@ -22,6 +22,9 @@ __all__ = [
     "check_state",
 ]
 
+# Lengths that are checked faster as a list than as an array.
+SHORT_LENGTHS = 64
+
 Array: TypeAlias = npt.NDArray[Any]
 State: TypeAlias = Array | tuple[Array, ...]
 
@@ -101,6 +104,11 @@ def check_lengths(lengths: npt.ArrayLike | None, n_steps: int, n_batch: int) -> 
     """
     if lengths is None:
         return None
+    if type(lengths) is np.ndarray and lengths.dtype == np.intp and lengths.shape == (n_batch,):
+        values = lengths.tolist() if 0 < n_batch <= SHORT_LENGTHS else [-1]
+        shortest = min(values)
+        if shortest >= 0 and max(values) <= n_steps:
+            return None if shortest == n_steps else np.array(values, np.intp)
     array = as_array(lengths, "lengths")
     if array.shape != (n_batch,):
         raise ShapeError(

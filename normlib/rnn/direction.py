@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from normlib._kernels import product as kernels
-from normlib.normalizers.base import Normalizer
+from normlib.normalizers.base import BatchRule, Normalizer
 from normlib.normalizers.rows import RowFunctions
-from normlib.rnn import fused
+from normlib.rnn import fused, fused_batch, fused_training
 from normlib.rnn.cells import BackwardStep, Cell, ForwardStep, add_to
 from normlib.rnn.gradients import WeightGradients
 from normlib.rnn.sequence import Schedule
@@ -56,7 +56,7 @@ class Cache:
     caches: Mapping[str, list[Any]]
 
 
-AnyCache: TypeAlias = Cache | fused.Cache
+AnyCache: TypeAlias = Cache | fused_training.Cache | fused_batch.Cache
 
 
 class Direction:
@@ -112,7 +112,8 @@ class Direction:
             if "gain" in normalizer.parameters:
                 normalizer.parameters["gain"][...] = normalizer.rnn_gain
             self.normalizers[site.name + suffix] = normalizer
-        self._fused = fused.Fused(cell, input_size, dtype)
+        self._fused = fused_training.FusedTraining(cell, input_size, dtype)
+        self._fused_batch = fused_batch.FusedBatch(self._fused)
         self.may_fuse = True
 
     def infer(
@@ -186,6 +187,17 @@ class Direction:
             except Exception as error:
                 error.add_note(f"in {self}")
                 raise
+        rules = self._batch_rules(frozen)
+        if not isinstance(rules, str):
+            try:
+                result = self._fused_batch.forward(
+                    rows, state, schedule, self._weights(), rules, frozen
+                )
+            except Exception as error:
+                error.add_note(f"in {self}")
+                raise
+            if result is not None:
+                return result
         normalize = Training(self.normalizers, self.suffix)
         saved = self._buffers(schedule, every_step=True)
         final = self._run(rows, state, schedule, saved, normalize)
@@ -230,10 +242,13 @@ class Direction:
         grads : dict of str to array
             The gradients of the weights, biases and the normalizers' parameters, by name.
         """
-        if isinstance(cache, fused.Cache):
+        if isinstance(cache, fused_training.Cache):
             dx, dstate, d_bias, weights, grads = self._fused.backward(d_rows, dstate, cache)
-            return dx, dstate, weights.named(self.suffix, d_bias) | grads
-        return self._step_backward(d_rows, dstate, cache)
+        elif isinstance(cache, fused_batch.Cache):
+            dx, dstate, d_bias, weights, grads = self._fused_batch.backward(d_rows, dstate, cache)
+        else:
+            return self._step_backward(d_rows, dstate, cache)
+        return dx, dstate, weights.named(self.suffix, d_bias) | grads
 
     def _step_backward(
         self, d_rows: Array, dstate: State, cache: Cache
@@ -299,7 +314,11 @@ class Direction:
     def path(self, *, training: bool) -> str:
         """Return "" if the fused loop runs, else why the loop goes step by step."""
         functions = self._row_functions(self.normalizers, training=training)
-        return functions if isinstance(functions, str) else ""
+        if not isinstance(functions, str):
+            return ""
+        if training and not isinstance(self._batch_rules(self.normalizers), str):
+            return ""
+        return functions
 
     def _row_functions(
         self, normalizers: Mapping[str, Normalizer], *, training: bool
@@ -307,6 +326,13 @@ class Direction:
         if not self.may_fuse:
             return "asked to go step by step"
         return fused.row_functions(self.cell, self.dtype, normalizers, training=training)
+
+    def _batch_rules(
+        self, normalizers: Mapping[str, Normalizer]
+    ) -> dict[str, BatchRule | None] | str:
+        if not self.may_fuse:
+            return "asked to go step by step"
+        return fused_batch.batch_rules(self.cell, self.dtype, normalizers)
 
     def _weights(self) -> tuple[Array, Array, Array, Array]:
         weight_ih, weight_hh, bias_ih, bias_hh = self.parameters.values()

@@ -14,7 +14,7 @@ from normlib.normalizers.base import Normalizer
 from normlib.rnn.architecture import Architecture
 from normlib.rnn.cells import add_to
 from normlib.rnn.direction import AnyCache, Direction
-from normlib.rnn.sequence import Schedule
+from normlib.rnn.sequence import Schedule, schedule_of
 
 __all__ = ["Layers"]
 
@@ -184,7 +184,7 @@ class Layers:
         """Run each direction in turn; ``own``: y must be nobody else's than the caller's."""
         n_steps, n_batch = x.shape[:2]
         schedules = [
-            Schedule(n_steps, n_batch, lengths, reverse=bool(index))
+            schedule_of(n_steps, n_batch, lengths, reverse=bool(index))
             for index in range(self.num_directions)
         ]
         final = [np.empty_like(array) for array in initial]

@@ -16,13 +16,28 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Schedule"]
+__all__ = ["Schedule", "schedule_of"]
+
+# Time steps of all rows whose order is kept for the next call.
+KEPT_STEPS = 1024
 
 Array: TypeAlias = npt.NDArray[Any]
 
 
+def schedule_of(n_steps: int, n_batch: int, lengths: Array | None, reverse: bool) -> "Schedule":
+    """Return a `Schedule` of such arguments: that of an earlier call, if it is short."""
+    if lengths is None or n_steps * n_batch > KEPT_STEPS:
+        return Schedule(n_steps, n_batch, lengths, reverse)
+    return _kept_schedule(n_steps, n_batch, lengths.tobytes(), reverse)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_schedule(n_steps: int, n_batch: int, lengths: bytes, reverse: bool) -> "Schedule":
+    return Schedule(n_steps, n_batch, np.frombuffer(lengths, np.intp), reverse)
+
+
 class Schedule:
-    """The order in which the rows of a batch run, for one direction.
+    """The order in which the rows of a batch run, for one direction; it never changes.
 
     Parameters
     ----------
