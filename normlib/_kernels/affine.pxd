@@ -103,9 +103,7 @@ cdef inline void add_run(
     const vstored *a,       # IN  (n,)
     const vstored *b,       # IN  (n,)
     vstored *out,           # OUT (n,), may be a or b
-    vstored *again,         # OUT (n,), if stream: the same, past the cache
-    Py_ssize_t n,           # a multiple of a vector, if stream
-    bint stream,            # a constant
+    Py_ssize_t n,
     const vreal *like,
 ) noexcept nogil:
     """out = a + b."""
@@ -113,10 +111,7 @@ cdef inline void add_run(
     cdef Py_ssize_t width = lanes(a)
     cdef Py_ssize_t i = 0
     while i + width <= n:
-        v = vread(at(a, i), like) + vread(at(b, i), like)
-        vwrite(at_out(out, i), v, False)
-        if stream:
-            vwrite(at_out(again, i), v, True)
+        vwrite(at_out(out, i), vread(at(a, i), like) + vread(at(b, i), like), False)
         i += width
     if i < n:
         v = vread_first(at(a, i), n - i, like) + vread_first(at(b, i), n - i, like)

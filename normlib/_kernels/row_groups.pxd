@@ -6,9 +6,9 @@ split between threads, the residual that is added first, half types, and the arg
 Design
 ------
 A group is so few rows that they stay in L1 from their sums to their output. A sum x + residual is
-made a group at a time, in scratch if its own place is past the cache; there it is normalized. What
-leaves the cache is written past it, by whole lines. Half types are widened where they are loaded,
-and rounded where they are stored (vread, vwrite): they have scratch only for a sum.
+made a group at a time, in its own place, from where it is normalized. If y leaves the cache, it is
+written past it, by whole lines; the sum is not, which the next layer reads first. Half types are
+widened where they are loaded, and rounded where they are stored (vread, vwrite).
 
 Loops over threads have a serial twin, as in all kernels: a parallel region costs 0.7 us even for
 one thread.
@@ -29,7 +29,7 @@ from normlib._kernels.plain cimport (
 )
 from normlib._kernels.rows cimport GROUP, GROUP_FLOATS, SHORT
 from normlib._kernels.vec cimport (
-    STREAM_FLOATS, at, at_out, vbrain, vec_fence, vf32, vf64, vhalf, vreal, vstored,
+    STREAM_FLOATS, at, at_out, vbrain, vec_fence, vf32, vf64, vhalf, vreal,
 )
 
 # Normalizes rows of T, computed in float, or in double if that is T; whoever has no bias, or no
@@ -72,7 +72,6 @@ cdef struct Rows:
     Py_ssize_t n
     double eps
     bint stream             # y goes past the cache
-    bint stream_total
     bint by_lines           # y goes past the cache, and its rows are no whole lines
     char *scratch           # (threads, scratch_size) bytes, at a cache line; or NULL
     Py_ssize_t scratch_size
@@ -92,39 +91,23 @@ cdef inline NormalizeGroup normalize_of(const Normalization *how, Kind kind) noe
     return how.single
 
 
-cdef inline void add_rows(
-    const vstored *x, const vstored *residual, vstored *sum, vstored *total, Py_ssize_t n,
-    bint stream, const vreal *like,
-) noexcept nogil:
-    """sum = x + residual; if stream it goes to total too, past the cache."""
-    if stream:
-        add_run(x, residual, sum, total, n, True, like)
-    else:
-        add_run(x, residual, sum, total, n, False, like)
-
-
-cdef inline const char *add_group(const Rows *rows, Py_ssize_t first, Py_ssize_t count,
-                                  char *near) noexcept nogil:
-    """total = x + residual; returns where the sum is near."""
+cdef inline const char *add_group(const Rows *rows, Py_ssize_t first,
+                                  Py_ssize_t count) noexcept nogil:
+    """total = x + residual; returns where it is."""
     cdef Py_ssize_t i = first * rows.n * rows.item
     cdef Py_ssize_t n = count * rows.n
     cdef const char *x = rows.x + i
     cdef const char *residual = rows.residual + i
     cdef char *total = rows.total + i
-    cdef char *sum = near if rows.stream_total else total
     if rows.kind == SINGLE:
-        add_rows(<vf32 *>x, <vf32 *>residual, <vf32 *>sum, <vf32 *>total, n, rows.stream_total,
-                 <vf32 *>NULL)
+        add_run(<vf32 *>x, <vf32 *>residual, <vf32 *>total, n, <vf32 *>NULL)
     elif rows.kind == DOUBLE:
-        add_rows(<vf64 *>x, <vf64 *>residual, <vf64 *>sum, <vf64 *>total, n, rows.stream_total,
-                 <vf64 *>NULL)
+        add_run(<vf64 *>x, <vf64 *>residual, <vf64 *>total, n, <vf64 *>NULL)
     elif rows.kind == FLOAT16:
-        add_rows(<vhalf *>x, <vhalf *>residual, <vhalf *>sum, <vhalf *>total, n,
-                 rows.stream_total, <vf32 *>NULL)
+        add_run(<vhalf *>x, <vhalf *>residual, <vhalf *>total, n, <vf32 *>NULL)
     else:
-        add_rows(<vbrain *>x, <vbrain *>residual, <vbrain *>sum, <vbrain *>total, n,
-                 rows.stream_total, <vf32 *>NULL)
-    return sum
+        add_run(<vbrain *>x, <vbrain *>residual, <vbrain *>total, n, <vf32 *>NULL)
+    return total
 
 
 cdef inline void normalize_by_lines(
@@ -182,11 +165,11 @@ cdef inline void normalize_part(const Rows *rows, int part, int n_parts) noexcep
         if rows.residual == NULL:
             source = rows.x + first * n * rows.item
         else:
-            source = add_group(rows, first, count, near)
+            source = add_group(rows, first, count)
         rows.normalize(source, rows.gain, rows.bias, rows.y + first * n * rows.item, mean, rstd,
                        count, n, rows.eps, rows.stream)
         first += count
-    if rows.stream or rows.stream_total:
+    if rows.stream:
         vec_fence()
 
 
@@ -200,14 +183,14 @@ cdef inline void normalize_all(const Rows *rows, int n_threads) noexcept nogil:
 
 
 cdef inline bint leaves_cache(const Rows *rows) noexcept nogil:
-    """Whether an output leaves the cache; halves from as many elements on as floats."""
+    """Whether y leaves the cache; halves from as many elements on as floats."""
     return rows.n_rows * rows.n * max(rows.item, <Py_ssize_t>4) >= 4 * STREAM_FLOATS
 
 
-cdef inline bint starts_lines(const Rows *rows, const char *out) noexcept nogil:
-    """Whether its rows are whole cache lines, by four vectors; halves go by themselves."""
+cdef inline bint starts_lines(const Rows *rows) noexcept nogil:
+    """Whether y's rows are whole cache lines, by four vectors; halves go by themselves."""
     cdef Py_ssize_t step = 64 if is_half(rows.kind) else 256
-    return rows.n * rows.item % step == 0 and <uintptr_t>out % 64 == 0
+    return rows.n * rows.item % step == 0 and <uintptr_t>rows.y % 64 == 0
 
 
 cdef inline int normalize(
@@ -235,15 +218,13 @@ cdef inline int normalize(
     rows.n_rows = n_rows
     rows.n = n
     rows.eps = eps
-    rows.stream = leaves_cache(&rows) and starts_lines(&rows, rows.y)
-    rows.stream_total = (residual is not None and leaves_cache(&rows)
-                         and starts_lines(&rows, rows.total))
+    rows.stream = leaves_cache(&rows) and starts_lines(&rows)
     rows.by_lines = (leaves_cache(&rows) and not rows.stream and residual is None
                      and not is_half(rows.kind) and n <= GROUP_FLOATS)
     rows.scratch = NULL
     rows.scratch_size = 0
-    if rows.stream_total or rows.by_lines:
-        group = (max(<Py_ssize_t>GROUP_FLOATS, n) + 2 * MAX_HELD) * max(rows.item, <Py_ssize_t>4)
+    if rows.by_lines:
+        group = (GROUP_FLOATS + 2 * MAX_HELD) * rows.item
         rows.scratch_size = (group + 63) // 64 * 64
         memory = new_vector(n_threads * rows.scratch_size + 63, cnp.NPY_UINT8)
         rows.scratch = <char *>((<uintptr_t>address(memory) + 63) & ~<uintptr_t>63)

@@ -116,6 +116,45 @@ cdef inline double first_mean(const vstored *x) noexcept nogil:
     return vround(vsum_wide(x, parts) * (1.0 / 16), x)
 
 
+cdef inline void add_deviations(
+    const vstored *x,       # IN  (n,)
+    Py_ssize_t n,
+    double shift,
+    vreal *acc1,            # IN/OUT a block
+    vreal *acc2,            # IN/OUT a block
+) noexcept nogil:
+    """Add d and d**2, d = x - shift, in the type of the sums."""
+    cdef vreal minus_shift = vset(-shift, acc1)
+    cdef vreal one = vset(1, acc1)
+    cdef vreal d
+    cdef int k
+    cdef int n_vecs = block_vecs(x)
+    cdef Py_ssize_t width = lanes(x)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t left
+    cdef const vstored *p
+    while i + n_vecs * width <= n:
+        p = at(x, i)
+        for k in range(n_vecs):
+            # A subtraction, on the ports of the multiplier, as the adder's are in use.
+            d = vfma(vread(p + k, acc1), one, minus_shift)
+            acc1[k] = acc1[k] + d
+            acc2[k] = vfma(d, d, acc2[k])
+        i += n_vecs * width
+    if i < n:
+        p = at(x, i)
+        for k in range(n_vecs):
+            left = n - i - k * width
+            if left >= width:
+                d = vread(p + k, acc1) + minus_shift
+                acc1[k] = acc1[k] + d
+                acc2[k] = vfma(d, d, acc2[k])
+            elif left > 0:
+                d = vfirst(vread_first(p + k, left, acc1) + minus_shift, left)
+                acc1[k] = acc1[k] + d
+                acc2[k] = vfma(d, d, acc2[k])
+
+
 cdef inline void sums_folded(
     const vstored *x,       # IN  (n,)
     vf64 *out1,             # OUT (MAX_WIDE_VECS,)
@@ -124,20 +163,15 @@ cdef inline void sums_folded(
     double shift,
     const vreal *like,
 ) noexcept nogil:
-    """Sums of d and of d**2, d = x - shift, in the row's type, folded to lanes of double."""
+    """Sums of d and of d**2, d = x - shift, in the type of like, folded to lanes of double."""
     cdef vreal acc1[MAX_BLOCK_VECS]
     cdef vreal acc2[MAX_BLOCK_VECS]
     cdef vf64 wide1[MAX_WIDE_VECS]
     cdef vf64 wide2[MAX_WIDE_VECS]
-    cdef vreal minus_shift = vset(-shift, like)
-    cdef vreal one = vset(1, like)
-    cdef vreal d
     cdef int k
     cdef int n_vecs = block_vecs(x)
-    cdef Py_ssize_t width = lanes(x)
     cdef Py_ssize_t i = 0
-    cdef Py_ssize_t stop, left
-    cdef const vstored *p
+    cdef Py_ssize_t stop
     for k in range(MAX_WIDE_VECS):
         wide1[k] = vf64_set(0)
         wide2[k] = vf64_set(0)
@@ -145,28 +179,9 @@ cdef inline void sums_folded(
         for k in range(n_vecs):
             acc1[k] = vset(0, like)
             acc2[k] = vset(0, like)
-        stop = min(i + FOLD * n_vecs * width, n)
-        while i + n_vecs * width <= stop:
-            p = at(x, i)
-            for k in range(n_vecs):
-                # A subtraction, on the ports of the multiplier, as the adder's are in use.
-                d = vfma(vread(p + k, like), one, minus_shift)
-                acc1[k] = acc1[k] + d
-                acc2[k] = vfma(d, d, acc2[k])
-            i += n_vecs * width
-        if i < stop:
-            p = at(x, i)
-            for k in range(n_vecs):
-                left = stop - i - k * width
-                if left >= width:
-                    d = vread(p + k, like) + minus_shift
-                    acc1[k] = acc1[k] + d
-                    acc2[k] = vfma(d, d, acc2[k])
-                elif left > 0:
-                    d = vfirst(vread_first(p + k, left, like) + minus_shift, left)
-                    acc1[k] = acc1[k] + d
-                    acc2[k] = vfma(d, d, acc2[k])
-            i = stop
+        stop = min(i + FOLD * n_vecs * lanes(x), n)
+        add_deviations(at(x, i), stop - i, shift, acc1, acc2)
+        i = stop
         vfold(acc1, wide1)
         vfold(acc2, wide2)
     for k in range(MAX_WIDE_VECS):
@@ -268,41 +283,15 @@ cdef inline void short_sums(
     Py_ssize_t n,           # less than SHORT
     double shift,
 ) noexcept nogil:
-    """Sums of d and of d**2, d = x - shift, in the row's type: what a last vector has to add."""
+    """Sums of d and of d**2, d = x - shift, in the type of out1: what a last vector has to add."""
     cdef vreal acc1[MAX_BLOCK_VECS]
     cdef vreal acc2[MAX_BLOCK_VECS]
-    cdef vreal minus_shift = vset(-shift, out1)
-    cdef vreal one = vset(1, out1)
-    cdef vreal d
     cdef int k
-    cdef int n_vecs = block_vecs(x)
     cdef int quarter = block_vecs(x) // 4
-    cdef Py_ssize_t width = lanes(x)
-    cdef Py_ssize_t i = 0
-    cdef Py_ssize_t left
-    cdef const vstored *p
-    for k in range(n_vecs):
+    for k in range(block_vecs(x)):
         acc1[k] = vset(0, out1)
         acc2[k] = vset(0, out1)
-    while i + n_vecs * width <= n:
-        p = at(x, i)
-        for k in range(n_vecs):
-            d = vfma(vread(p + k, out1), one, minus_shift)
-            acc1[k] = acc1[k] + d
-            acc2[k] = vfma(d, d, acc2[k])
-        i += n_vecs * width
-    if i < n:
-        p = at(x, i)
-        for k in range(n_vecs):
-            left = n - i - k * width
-            if left >= width:
-                d = vread(p + k, out1) + minus_shift
-                acc1[k] = acc1[k] + d
-                acc2[k] = vfma(d, d, acc2[k])
-            elif left > 0:
-                d = vfirst(vread_first(p + k, left, out1) + minus_shift, left)
-                acc1[k] = acc1[k] + d
-                acc2[k] = vfma(d, d, acc2[k])
+    add_deviations(x, n, shift, acc1, acc2)
     for k in range(quarter):
         acc1[k] = (acc1[k] + acc1[k + quarter]) + (acc1[k + 2 * quarter] + acc1[k + 3 * quarter])
         acc2[k] = (acc2[k] + acc2[k + quarter]) + (acc2[k + 2 * quarter] + acc2[k + 3 * quarter])
