@@ -39,8 +39,8 @@ from normlib._kernels.group_columns cimport (
 from normlib._kernels.plain cimport new_vector
 from normlib._kernels.rows cimport FOLD, vector_range
 from normlib._kernels.vec cimport (
-    STREAM_FLOATS, at, at_out, lanes, to_boundary, vadd_to, vec_fence, vf32, vf64, vfirst,
-    vfma, vget, vload, vput, vreal, vround, vset,
+    STREAM_FLOATS, at, at_out, lanes, to_boundary, vadd_to, vec_fence, vec_prefetch, vf32, vf64,
+    vfirst, vfma, vget, vload, vput, vreal, vround, vset,
 )
 
 cnp.import_array()
@@ -108,6 +108,9 @@ cdef inline void vector_sums(
     cdef vreal g, d
     cdef Py_ssize_t r
     for r in range(n_rows):
+        if n_rows == FOLD:
+            vec_prefetch(at(dy, (r + FOLD) * width))
+            vec_prefetch(at(x, (r + FOLD) * width))
         g = vload(at(dy, r * width), n, full) - f
         d = vload(at(x, r * width), n, full) - m
         if not full:
