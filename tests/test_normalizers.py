@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from normalizer_rows import expected, rows, set_randomly, tolerance
-from normlib import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, NoOp, RMSNorm
+from normlib import RNN, BatchNorm, GroupNorm, InstanceNorm, LayerNorm, NoOp, RMSNorm
 from normlib.errors import DTypeError, ParameterError, ShapeError
 
 CLASSES = [LayerNorm, BatchNorm, NoOp]
@@ -75,6 +75,26 @@ def test_wrong_momentum_is_refused(momentum):
 def test_wrong_steps_are_refused(steps):
     with pytest.raises(ParameterError, match=r"steps must be (an integer|at most)"):
         BatchNorm(3, steps=steps)
+
+
+def test_steps_that_do_not_fit_in_memory_say_so(monkeypatch):
+    ones = np.ones
+
+    def full(shape, *arguments):
+        if isinstance(shape, tuple) and shape[0] == 12:
+            raise MemoryError("no memory")
+        return ones(shape, *arguments)
+
+    monkeypatch.setattr(np, "ones", full)
+    for make in (
+        lambda: BatchNorm(3, steps=12),
+        lambda: RNN(2, 3, norm="batch", norm_config={"steps": 12}),
+    ):
+        with pytest.raises(MemoryError, match="no memory") as caught:
+            make()
+        (note,) = caught.value.__notes__
+        assert "steps must be so few that their running statistics fit in memory; got 12" in note
+        assert "Use no more than the longest training sequence has" in note
 
 
 def test_no_eps_is_allowed():

@@ -149,11 +149,19 @@ class BatchNorm(Normalizer):
             momentum = float(momentum)
         self.momentum = momentum
         self.steps = as_integer("steps", steps, minimum=1, maximum=MAX_SIZE // self.features)
-        self.buffers = {
-            "running_mean": np.zeros((self.steps, self.features)),
-            "running_var": np.ones((self.steps, self.features)),
-            "num_batches": np.zeros(self.steps, np.int64),
-        }
+        try:
+            self.buffers = {
+                "running_mean": np.zeros((self.steps, self.features)),
+                "running_var": np.ones((self.steps, self.features)),
+                "num_batches": np.zeros(self.steps, np.int64),
+            }
+        except MemoryError as error:
+            error.add_note(
+                "steps must be so few that their running statistics fit in memory; got "
+                f"{self.steps} for {self.features} features. Use no more than the longest training "
+                "sequence has: later time steps share the last row"
+            )
+            raise
         self._kept = _Kept()
 
     @property
