@@ -79,7 +79,7 @@ cdef inline bint short_statistics(
     cdef vf64 rstd[MAX_WIDE_VECS]
     cdef int v, r
     # Then neither var + eps nor its root leaves the range of float.
-    if not (0 <= eps < 1e30 and short_group_moments(x, mean_hi, mean_lo, var, n)):
+    if not (0 <= eps < 1e30 and short_group_moments(x, mean_hi, mean_lo, var, n, x)):
         return False
     for v in range(GROUP // VF64_LANES):
         rstd[v] = vf64_set(1) / vf64_sqrt(var[v] + vf64_set(eps))
