@@ -18,6 +18,10 @@ Name = TypeVar("Name", bound=Hashable)
 # Seconds of one measurement, and of a contestant's turn. Short measurements, many a turn: where
 # another process takes the core, a scheduler's tick spoils one of them, not the turn.
 SAMPLE, TURN = 1e-4, 1e-3
+# Before a turn, so many calls are not timed, as far as they fit into so many seconds, but at least
+# one; none of a call that takes LONG. A call that reads its arrays once needs four of them until
+# those of 20 MB are back in a cache of 32, one that reads them twice needs two.
+SETTLING, SETTLED, LONG = 5, 3e-3, 1e-2
 # OpenMP threads spin for some milliseconds after a parallel region, and would take a core from the
 # next contestant.
 PAUSE = 0.01
@@ -63,16 +67,18 @@ class _Runner:
     @property
     def turn(self) -> float:
         """Seconds that a turn takes."""
-        return max(TURN, self.seconds) + (self.seconds if self.is_short else 0)
+        return max(TURN, self.seconds) + self.settling * self.seconds
 
     @property
-    def is_short(self) -> bool:
-        """Whether cold caches and sleeping threads would show."""
-        return self.seconds < 10 * TURN
+    def settling(self) -> int:
+        """Calls before a turn: its data back into the cache, its threads awake."""
+        if self.seconds >= LONG:
+            return 0
+        return max(1, min(SETTLING, round(SETTLED / self.seconds)))
 
     def take_turn(self) -> None:
-        if self.is_short:
-            self.run()  # its data back into the cache, its threads awake
+        for _ in range(self.settling):
+            self.run()
         calls = self.calls
         self.samples += [
             _timed(self.run, calls) for _ in range(max(1, round(TURN / (calls * self.seconds))))

@@ -256,6 +256,18 @@ def check_eps(eps: float) -> float:
     return value
 
 
+def check_dtype(value: DTypeLike) -> np.dtype[Any]:
+    """value as the dtype of a normalizer or network; DTypeError unless float32 or float64."""
+    try:
+        dtype = np.dtype(value)
+    except Exception:  # np.dtype has them of many types, for strings above all
+        dtype = np.dtype(object)
+    # np.dtype(None) is float64, which nobody means who writes None.
+    if value is None or dtype not in (SINGLE, DOUBLE):
+        raise DTypeError(f"dtype must be float32 or float64; got {value!r}")
+    return dtype
+
+
 def check_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     """The axes as sorted, non-negative integers."""
     if ndim == 0:

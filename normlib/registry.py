@@ -313,10 +313,10 @@ def _check_class(cls: object, name: str) -> None:
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(cls.__abstractmethods__))
         raise PluginError(f"{_qualified(cls)} lacks the method(s) {missing}")
-    if not isinstance(getattr(cls, "per_sample", None), bool):
+    if not isinstance(getattr(cls, "per_sample", None), bool | property):
         raise PluginError(
             f"{_qualified(cls)} must declare per_sample = True (a row's result depends on that row "
-            "alone) or per_sample = False"
+            "alone) or per_sample = False, or have a property that tells"
         )
     own = vars(cls).get("name", name)
     if own != name:

@@ -208,6 +208,23 @@ class GradientsInFloat64(normlib.LayerNorm):
         return dx, {key: value.astype(np.float64) for key, value in grads.items()}
 
 
+class ReturnsOneArray(RMSNorm):
+    def forward(self, x, *, step=0, mask=None):
+        y, cache = super().forward(x, step=step, mask=mask)
+        kept = vars(self).setdefault("kept", {}).setdefault(y.shape, np.empty_like(y))
+        kept[...] = y
+        return kept, cache
+
+
+class AddsToOneGradient(RMSNorm):
+    def backward(self, dy, cache):
+        dx, grads = super().backward(dy, cache)
+        kept = vars(self).setdefault("kept", {key: np.empty_like(grads[key]) for key in grads})
+        for key, value in grads.items():
+            kept[key][...] = value
+        return dx, kept
+
+
 class ConsumesCache(RMSNorm):
     def forward(self, x, *, step=0, mask=None):
         y, cache = super().forward(x, step=step, mask=mask)
@@ -358,6 +375,8 @@ BROKEN = [
     ("shapes_and_dtypes", PromotesToFloat64, "forward of a float32 .* got float64"),
     ("shapes_and_dtypes", IgnoresOut, "with out=a new array must return out"),
     ("shapes_and_dtypes", ReturnsItsInput, "must return memory of its own"),
+    ("shapes_and_dtypes", ReturnsOneArray, "__call__ must return memory of its own; got an array"),
+    ("shapes_and_dtypes", AddsToOneGradient, "backward must return memory of its own; got an"),
     ("input_untouched", CentersInPlace, "forward must not change x"),
     ("input_untouched", ScalesGradientInPlace, "backward must not change dy"),
     ("input_untouched", ClearsTheMask, "forward must not change mask"),

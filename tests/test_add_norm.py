@@ -5,7 +5,7 @@ import pytest
 
 import normlib
 from gradcheck import assert_gradient
-from normlib.errors import ParameterError, ShapeError
+from normlib.errors import DTypeError, ParameterError, ShapeError
 
 SHAPES = [(1, 1), (5, 7), (9, 33), (17, 64), (13, 768), (2, 5000)]
 DTYPES = [np.float32, np.float64]
@@ -160,3 +160,17 @@ def test_backward_against_differences(axis, rng):
         assert_gradient(gradient, rms_loss, array)
     with pytest.raises(ShapeError, match="dtotal must have shape"):
         normlib.add_rms_norm_backward(dy, dtotal[0], total, rstd, gain, axis=axis)
+
+
+@pytest.mark.parametrize("axis", [-1, (0, 1)])
+def test_backward_calls_its_arguments_by_their_names(axis):
+    x = np.ones((3, 4), np.float32)
+    _, total, mean, rstd = normlib.add_layer_norm_forward(x, x, axis=axis)
+    with pytest.raises(ShapeError, match=r"dy must have shape \(3, 4\) to match total; got"):
+        normlib.add_layer_norm_backward(x.T, None, total, mean, rstd, axis=axis)
+    with pytest.raises(DTypeError, match=r"total must be float32, .* got int64"):
+        normlib.add_layer_norm_backward(x, None, total.astype(int), mean, rstd, axis=axis)
+    with pytest.raises(ShapeError, match=r"dtotal must have shape \(3, 4\) to match total; got"):
+        normlib.add_rms_norm_backward(x, x.T, total, rstd, axis=axis)
+    with pytest.raises(DTypeError, match=r"total must be float32, .* got int64"):
+        normlib.add_rms_norm_backward(x, None, total.astype(int), rstd, axis=axis)

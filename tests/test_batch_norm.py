@@ -251,6 +251,32 @@ def test_backward_against_oracle(cpu_level, n_threads, dtype, rng):
         assert (np.abs(dgain - gain_terms.sum(axes)) <= bound).all()
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-23, 1e-19, 1e19, 1e23, 1e34])
+@pytest.mark.parametrize("shape", [(9, 70), (3, 6, 11)])
+def test_backward_where_the_square_of_rstd_is_no_float(cpu_level, n_threads, shape, size, rng):
+    x = rng.standard_normal(shape).astype(np.float32)
+    x[:, 1:] *= np.float32(size)
+    dy = rng.standard_normal(shape).astype(np.float32)
+    dy[:, 2] = 0
+    _, mean, var = normlib.batch_norm_forward(x, channel_axis=1, eps=0)
+    dx, _, _ = normlib.batch_norm_backward(dy, x, mean, var, channel_axis=1, eps=0)
+    axes = batch_axes(x, 1)
+    expected, _, _ = reference.layer_norm_backward(dy, x, axis=axes, eps=0)
+    rstd = reference.along(1 / np.sqrt(var), x, 1)
+    # Where a gradient is no float itself, it may lose what is below the least.
+    least = np.finfo(np.float32).smallest_subnormal
+    bound = 16 * np.finfo(np.float32).eps * rstd * np.abs(dy).max() + least
+    assert (np.abs(dx - expected) <= bound).all()
+    np.testing.assert_array_equal(dx[:, 2], 0)
+    if len(shape) == 2:
+        mask = np.arange(len(x)) != 4
+        dy[~mask] = 0
+        _, mean, var = normlib.batch_norm_forward(x, eps=0, mask=mask)
+        dx, _, _ = normlib.batch_norm_backward(dy, x, mean, var, eps=0, mask=mask)
+        expected, _, _ = reference.layer_norm_backward(dy[mask], x[mask], axis=axes, eps=0)
+        assert (np.abs(dx[mask] - expected) <= 2 * bound).all()
+
+
 @pytest.mark.parametrize("mean", [1e4, 1e8, 1e12])
 @pytest.mark.parametrize("masked", [False, True])
 def test_float64_backward_where_the_mean_dwarfs_the_spread(cpu_level, mean, masked, rng):

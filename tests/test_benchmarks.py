@@ -5,6 +5,7 @@ import json
 import math
 import re
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -250,6 +251,18 @@ def test_all_contestants_of_a_race_are_timed():
     assert set(timed.seconds) == set(calls) == {"a", "b"}
     assert all(seconds > 0 for seconds in timed.seconds.values())
     assert race({}, 0.01, pause=False).seconds == {}
+
+
+def test_what_others_left_in_the_cache_does_not_count():
+    calls = []
+
+    def run(name):
+        time.sleep(0.0005 if calls[-2:] == [name, name] else 0.02)
+        calls.append(name)
+
+    runs = {name: lambda name=name: run(name) for name in "ab"}
+    timed = race(runs, 0.01, pause=False)
+    assert all(seconds < 0.01 for seconds in timed.seconds.values())
 
 
 # ---- reports -------------------------------------------------------------------------------------

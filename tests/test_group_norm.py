@@ -580,3 +580,15 @@ def test_planes_have_the_same_gradient_beside_any_others(
             alone, _, _ = gradients(x[one : one + 1], dy[one : one + 1])
         np.testing.assert_array_equal(alone[0], changed[one])
     assert np.isnan(changed[1, channels // 2]).all()
+
+
+@pytest.mark.parametrize("shape", [(12, 32, 784), (140, 32, 64)])
+def test_planes_of_large_arrays_have_the_same_gradient_as_alone(cpu_level, n_threads, shape, rng):
+    """Of arrays beyond the cache next to a core fewer are taken together."""
+    x, dy = (3 + rng.standard_normal((2, *shape))).astype(np.float32)
+    _, mean, rstd = normlib.instance_norm_forward(x)
+    dx, _, _ = normlib.instance_norm_backward(dy, x, mean, rstd)
+    for one in (0, shape[0] - 1):
+        part = slice(one, one + 1)
+        alone, _, _ = normlib.instance_norm_backward(dy[part], x[part], mean[part], rstd[part])
+        np.testing.assert_array_equal(dx[part], alone)

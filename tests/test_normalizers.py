@@ -58,6 +58,9 @@ def test_traits():
         ({"dtype": "float16"}, DTypeError, "dtype must be float32 or float64"),
         ({"dtype": None}, DTypeError, "dtype must be float32 or float64"),
         ({"dtype": "no dtype"}, DTypeError, "dtype must be float32 or float64"),
+        ({"dtype": "("}, DTypeError, "dtype must be float32 or float64"),
+        ({"dtype": "f4,"}, DTypeError, "dtype must be float32 or float64"),
+        ({"dtype": [("a", "f4")] * 2}, DTypeError, "dtype must be float32 or float64"),
     ],
 )
 def test_wrong_settings_are_refused(cls, setting, error, message):

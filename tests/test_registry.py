@@ -7,6 +7,7 @@ import threading
 import pytest
 
 import normlib
+from normlib.cli import listing
 from normlib.errors import (
     DTypeError,
     DuplicateNormalizerError,
@@ -15,6 +16,7 @@ from normlib.errors import (
     UnknownNormalizerError,
 )
 from normlib.registry import check_arguments, registered_name, resolve
+from normlib.testing import CHECKS, check_normalizer
 
 pytest_plugins = ["plugins"]
 
@@ -146,6 +148,18 @@ def test_a_class_must_declare_per_sample():
 
     with pytest.raises(PluginError, match="Silent must declare per_sample"):
         normlib.register("silent")(Silent)
+
+
+def test_a_class_may_tell_per_sample_by_a_property():
+    @normlib.register("told")
+    class Told(normlib.LayerNorm):
+        @property
+        def per_sample(self):
+            return True
+
+    assert normlib.create("told", 3).per_sample is True
+    assert check_normalizer("told", skip=set(CHECKS) - {"interface", "in_rnn", "declared_traits"})
+    assert [row.per_sample for row in listing.rows() if row.name == "told"] == [None]
 
 
 def test_a_class_has_one_name():

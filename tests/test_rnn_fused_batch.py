@@ -194,6 +194,14 @@ def test_memory_that_was_used_before_is_not_read(cell, monkeypatch):
     assert_same_bits(passes(make(cell), np.random.default_rng(2), 5, 4, [5, 1, 0, 3]), expected)
 
 
+def test_threads_are_used(share):
+    """That is, the fixture does what it says."""
+    one = make("lstm")._directions[0]._fused_batch
+    for n_threads in THREADS:
+        share(n_threads, False)
+        assert one._threads(2, 5) == n_threads
+
+
 # ---- which loop runs -----------------------------------------------------------------------------
 
 
@@ -230,6 +238,12 @@ def test_an_override_of_an_instance_is_called(method):
     rnn = make("gru")
     vars(rnn.normalizers["norm_hn_l0"])[method] = None
     assert rnn.path.training == "stepwise"
+
+
+def test_a_population_twin_weighs_batches_otherwise():
+    norm = normlib.BatchNorm(3)
+    assert norm.batch_rule() is not None
+    assert norm.population_twin().batch_rule() is None
 
 
 def test_statistics_may_be_any_arrays():

@@ -12,8 +12,8 @@ A single row has no statistics of its own: it takes given ones, as constants.
 from libc.math cimport sqrt
 
 from normlib._kernels.channel_gradients cimport (
-    MEAN, OFFSET, RSTD, SCALE, finish_gradients, input_gradient_columns, input_gradient_double,
-    scale_by_gain, sum_double, sum_rows,
+    MEAN, OFFSET, RSTD, SCALE, add_steep, finish_gradients, input_gradient_columns,
+    input_gradient_double, scale_by_gain, sum_double, sum_rows,
 )
 from normlib._kernels.channel_moments cimport finish_channels, finish_merged, moments_columns
 from normlib._kernels.channels cimport (
@@ -203,6 +203,8 @@ cdef inline void denormalize_strip(
         row += size
     finish_gradients(gain, factors, sums, <vreal *>dgains, <vreal *>dbiases, statistics, width,
                      features, STRIP, <double>n_rows)
+    if vreal is vf32:
+        add_steep(gain, factors, sums + STRIP, doubles, statistics, width, features)
     if dgain != NULL:
         for c in range(width):
             dgain[c] += vget(<vreal *>dgains, c)

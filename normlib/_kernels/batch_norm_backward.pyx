@@ -16,8 +16,8 @@ from cython.parallel cimport prange
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.channel_gradients cimport (
-    MEAN, OFFSET, RSTD, SCALE, finish_gradients, input_gradient_columns, input_gradient_double,
-    input_gradient_plane, scale_by_gain, sum_double, sum_planes, sum_rows,
+    MEAN, OFFSET, RSTD, SCALE, add_steep, finish_gradients, input_gradient_columns,
+    input_gradient_double, input_gradient_plane, scale_by_gain, sum_double, sum_planes, sum_rows,
 )
 from normlib._kernels.channels cimport (
     PAIR, PANEL, Shape, Statistics, add_blocks, beyond, block_size, clear_sums, find_doubles,
@@ -204,10 +204,6 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
         at_out(factors, RSTD * channels), at_out(factors, OFFSET * channels), &statistics, channels)
     any_double |= scale_by_gain(gain, at_out(factors, SCALE * channels), &statistics, channels)
     find_doubles(gain, factors, doubles, &statistics, channels, any_double)
-    # Channels in double break rows into runs that start anywhere.
-    stream = (shape.outer * channels * shape.inner >= STREAM_FLOATS
-              and run % lanes(x) == 0 and to_boundary(dx) == 0
-              and not (shape.inner == 1 and doubles[0] < channels))
     if n_threads == 1:
         for i in range(n_items(&shape)):
             sums_item(dy, x, gain, factors, doubles, scratch, &shape, &statistics, padded, i)
@@ -217,6 +213,12 @@ cdef void backward_all(const vreal *dy, const vreal *x, const vreal *gain, const
     add_blocks(scratch, &shape, padded)
     finish_gradients(gain, factors, scratch, dgain, dbias, &statistics, channels,
                      channels, padded, n)
+    if vreal is vf32:
+        add_steep(gain, factors, scratch + padded, doubles, &statistics, channels, channels)
+    # Channels in double break rows into runs that start anywhere.
+    stream = (shape.outer * channels * shape.inner >= STREAM_FLOATS
+              and run % lanes(x) == 0 and to_boundary(dx) == 0
+              and not (shape.inner == 1 and doubles[0] < channels))
     if n_threads == 1:
         input_gradient_part(dy, x, gain, factors, doubles, scratch, dx, counted, &shape,
                             &statistics, padded, stream, 0, 1)

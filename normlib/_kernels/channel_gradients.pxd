@@ -7,9 +7,12 @@ With S1 = sum(dy), S2 = sum(dy * xhat), and n the number of values in a channel'
 is linear in dy and x, by the factors of a channel below. Channels for which these would leave the
 range of floats are done by themselves, in double.
 """
+from libc.float cimport FLT_MAX, FLT_MIN
+from libc.math cimport fabs
+
 from normlib._kernels.channels cimport (
-    Range, Statistics, exceeds_range, load_doubles, open_range, rest_of, store, store_doubles,
-    widen_range,
+    Range, Statistics, beyond, exceeds_range, load_doubles, open_range, rest_of, store,
+    store_doubles, widen_range,
 )
 from normlib._kernels.rows cimport FOLD
 from normlib._kernels.vec cimport (
@@ -459,3 +462,34 @@ cdef inline void finish_gradients(
     if c < channels:
         finish_vector(gain, factors, sums, dgain, dbias, statistics, stride, padded, inverse, c,
                       channels - c, False)
+
+
+cdef inline bint is_steep(const vreal *factors, const double *slopes, Py_ssize_t stride,
+                          Py_ssize_t c) noexcept nogil:
+    """Whether channel c's SLOPE, with the square of rstd in it, has left the range of floats."""
+    cdef double slope = fabs(vget(factors, SLOPE * stride + c))
+    return (slopes[c] != 0) & ((slope < FLT_MIN) | (slope > FLT_MAX))
+
+
+cdef inline void add_steep(
+    const vreal *gain,      # IN  (channels,) or NULL
+    const vreal *factors,   # IN  (7, stride)
+    const double *slopes,   # IN  (channels,): S2 / n
+    Py_ssize_t *doubles,    # IN/OUT (channels + 1,), ended by channels
+    const Statistics *statistics,
+    Py_ssize_t channels,
+    Py_ssize_t stride,
+) noexcept nogil:
+    """Take the channels that are steep into those done in double."""
+    cdef bint some = False
+    cdef Py_ssize_t n = 0
+    cdef Py_ssize_t c
+    for c in range(channels):
+        some |= is_steep(factors, slopes, stride, c)
+    if not some:
+        return
+    for c in range(channels):
+        if is_steep(factors, slopes, stride, c) or beyond(factors, gain, statistics, c):
+            doubles[n] = c
+            n += 1
+    doubles[n] = channels

@@ -29,6 +29,8 @@ cdef extern from "transpose.h" nogil:
 
 cdef enum:
     PLANES = 32          # that are rows of their own, in flight
+    NEAR = 1 << 18       # elements, at most, of arrays that the cache next to a core holds
+    FAR_GROUP = 1024     # elements in flight of others
 
 
 cdef inline void plane_sums(
@@ -470,7 +472,10 @@ cdef inline void planes_part(
     cdef Py_ssize_t first = n_rows * part // n_parts
     cdef Py_ssize_t stop = n_rows * (part + 1) // n_parts
     # All sums of a few rows before their output: the latency of one hides behind the next.
-    cdef Py_ssize_t size = max(1, min(GROUP if channels > 1 else PLANES, GROUP_FLOATS // n))
+    # Where one core's data comes from further away, fewer: its way goes on beside the output.
+    cdef bint far = channels == 1 and n_parts == 1 and n_rows * n > NEAR
+    cdef Py_ssize_t in_flight = FAR_GROUP if far else GROUP_FLOATS
+    cdef Py_ssize_t size = max(1, min(GROUP if channels > 1 else PLANES, in_flight // n))
     cdef Py_ssize_t group = first % layout.groups
     cdef Py_ssize_t count, i
     cdef double *dgain

@@ -80,7 +80,9 @@ def _row(name: str) -> Row:
     except NormlibError as error:
         return Row(name, source, None, None, str(error))
     cls = cast(type[Normalizer], factory)  # a name means a class
-    return Row(name, source, cls.per_sample, cls.row_functions is not Normalizer.row_functions)
+    compiled = cls.row_functions is not Normalizer.row_functions
+    per_sample: object = cls.per_sample  # or a property: it depends on the settings
+    return Row(name, source, per_sample if isinstance(per_sample, bool) else None, compiled)
 
 
 def _said(value: bool | None) -> str:

@@ -292,4 +292,4 @@ def _backward(
             plain = kernel(dy, total, rstd, gain, dtotal, threads_for)
         if plain is not None:
             return plain
-    return differentiate(dy, total, mean, rstd, gain, axis, dtotal, centered=centered)
+    return differentiate(dy, total, mean, rstd, gain, axis, dtotal, centered=centered, name="total")

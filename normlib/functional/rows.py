@@ -170,18 +170,19 @@ def differentiate(
     dtotal: ArrayLike | None = None,
     *,
     centered: bool,
+    name: str = "x",
 ) -> tuple[Array | None, ...]:
-    """dx, to which dtotal is added, dgain, and dbias if centered."""
-    x = as_float(x, "x", half=True)
+    """dx, to which dtotal is added, dgain, and dbias if centered; name is x's to the caller."""
+    x = as_float(x, name, half=True)
     view = Rows.of(x, axis)
     computed = computing_dtype(x.dtype)
-    dy = required_like(dy, "dy", x.shape, x.dtype, "x")
+    dy = required_like(dy, "dy", x.shape, x.dtype, name)
     means = None
     if centered:
         means = required_like(mean, "mean", view.kept, DOUBLE, "the other axes of x")
     rstd = required_like(rstd, "rstd", view.kept, DOUBLE, "the other axes of x")
     gain = as_like(gain, "gain", view.features, computed, view.what)
-    dtotal = as_like(dtotal, "dtotal", x.shape, x.dtype, "x")
+    dtotal = as_like(dtotal, "dtotal", x.shape, x.dtype, name)
     dgain = None if gain is None else np.zeros(view.features, computed)
     dbias = np.zeros(view.features, computed)
     dx = np.empty(x.shape, x.dtype)

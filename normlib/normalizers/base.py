@@ -167,7 +167,8 @@ class Normalizer(Helpers, abc.ABC):
 
     #: The name under which the class is registered; empty until then. ``register`` sets it.
     name: ClassVar[str] = ""
-    #: Whether a row's result depends on that row alone, in ``forward`` too. Every class says.
+    #: Whether a row's result depends on that row alone, in ``forward`` too. Every class says; by a
+    #: property, where it depends on an instance's settings.
     per_sample: ClassVar[bool]
     #: The value at which gains start inside an RNN. The RNN sets it after creation.
     rnn_gain: ClassVar[float] = 1.0

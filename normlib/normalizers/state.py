@@ -10,7 +10,16 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from normlib.arrays import MAX_SIZE, Array, as_array, as_dtype, as_integer, check_eps, required_like
+from normlib.arrays import (
+    MAX_SIZE,
+    Array,
+    as_array,
+    as_dtype,
+    as_integer,
+    check_dtype,
+    check_eps,
+    required_like,
+)
 from normlib.errors import DTypeError, ParameterError, ShapeError, StateError
 from normlib.normalizers.arguments import check_config
 
@@ -24,19 +33,6 @@ def _as_flag(name: str, value: Any) -> bool:
         f"{name} says whether there is one and must be True or False; got {value!r} "
         f"(its values are set afterwards, in parameters[{name!r}])"
     )
-
-
-def _as_dtype(value: npt.DTypeLike) -> np.dtype[Any]:
-    # np.dtype(None) is float64, which nobody who writes None would expect of a float32 default.
-    if value is not None:
-        try:
-            dtype = np.dtype(value)
-        except TypeError:
-            pass
-        else:
-            if dtype in (np.float32, np.float64):
-                return dtype
-    raise DTypeError(f"dtype must be float32 or float64; got {value!r}")
 
 
 class Stateful:
@@ -59,7 +55,7 @@ class Stateful:
     ) -> None:
         self.features = as_integer("features", features, minimum=1, maximum=MAX_SIZE)
         self.eps = check_eps(eps)
-        self.dtype = _as_dtype(dtype)
+        self.dtype = check_dtype(dtype)
         self.parameters = {}
         if _as_flag("gain", gain):
             self.parameters["gain"] = np.ones(self.features, self.dtype)

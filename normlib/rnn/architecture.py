@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from normlib.arrays import as_integer
+from normlib.arrays import as_integer, check_dtype
 from normlib.errors import ParameterError
-from normlib.rnn.arguments import check_dtype, check_flag
+from normlib.rnn.arguments import check_flag
 from normlib.rnn.cells import Cell, create_cell
 
 __all__ = ["Architecture"]

@@ -12,7 +12,6 @@ from normlib.normalizers.base import Normalizer
 
 __all__ = [
     "State",
-    "check_dtype",
     "check_flag",
     "check_float",
     "check_generator",
@@ -27,18 +26,6 @@ SHORT_LENGTHS = 64
 
 Array: TypeAlias = npt.NDArray[Any]
 State: TypeAlias = Array | tuple[Array, ...]
-
-
-def check_dtype(value: npt.DTypeLike) -> np.dtype[Any]:
-    """Return ``value`` as the dtype of a network."""
-    try:
-        dtype = np.dtype(value)
-    except (TypeError, ValueError, SyntaxError):  # all of which np.dtype has for strings
-        dtype = np.dtype(object)
-    # np.dtype(None) is float64, which nobody means who writes None.
-    if value is None or dtype not in (np.float32, np.float64):
-        raise DTypeError(f"dtype must be float32 or float64; got {value!r}")
-    return dtype
 
 
 def check_flag(name: str, value: object) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from normlib.arrays import check_dtype
 from normlib.errors import (
     DuplicateNormalizerError,
     PluginError,
@@ -23,7 +24,7 @@ from normlib.normalizers.base import Normalizer
 from normlib.registry import NormalizerLike, registered_name, resolve
 from normlib.rnn import checkpoint
 from normlib.rnn.architecture import Architecture
-from normlib.rnn.arguments import Array, check_dtype, check_generator, check_norm_config
+from normlib.rnn.arguments import Array, check_generator, check_norm_config
 from normlib.rnn.layers import Layers
 from normlib.rnn.parameters import Normalizers, Parameters
 from normlib.rnn.sites import check_factory, create_normalizer

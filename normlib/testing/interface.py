@@ -1,13 +1,13 @@
 """Checks of what comes in and what comes out: arguments, shapes, dtypes, memory."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from normlib.arrays import Array
 from normlib.errors import PluginError
-from normlib.normalizers.base import as_pair
+from normlib.normalizers.base import Normalizer, as_pair
 from normlib.testing.subject import Subject, close, describe, expect, expect_raises, fail, same_bits
 
 
@@ -84,6 +84,7 @@ def check_shapes_and_dtypes(subject: Subject) -> None:
                         not np.shares_memory(result, argument),
                         f"{name} must return memory of its own; got (a view of) its argument",
                     )
+        _expect_own_memory(norm, subject.rows(6, dtype=dtype))
         x = subject.rows(4, dtype=dtype)
         expected = norm(x)
         for name, out in (("a new array", np.full_like(x, np.nan)), ("x itself", x)):
@@ -93,6 +94,28 @@ def check_shapes_and_dtypes(subject: Subject) -> None:
                 np.array_equal(out, expected),
                 f"__call__ with out={name} must write the result there; use write_out(y, out)",
             )
+
+
+def _expect_own_memory(norm: Normalizer, x: Array) -> None:
+    """No call returns an array of the state, or one that it has returned before."""
+    _, cache = norm.forward(x)
+
+    def backward() -> list[Array]:
+        dx, grads = norm.backward(x, cache)
+        return [dx, *grads.values()]
+
+    calls: list[tuple[str, Callable[[], list[Array]]]] = [
+        ("__call__", lambda: [norm(x)]),
+        ("forward", lambda: [norm.forward(x)[0]]),
+        ("backward", backward),
+    ]
+    for name, call in calls:
+        held = [*norm.parameters.values(), *norm.buffers.values(), *call()]
+        expect(
+            not any(np.shares_memory(new, old) for new in call() for old in held),
+            f"{name} must return memory of its own; got an array that it had returned before, or "
+            "one of parameters or buffers. Make a new array in each call",
+        )
 
 
 def check_input_untouched(subject: Subject) -> None:
