@@ -102,8 +102,10 @@ class Op(Operation):
     tolerances: ClassVar[dict[str, float]] = {
         "float32": 1e-4,
         "float64": 1e-10,
-        "float16": 2e-3,
-        "bfloat16": 2e-2,
+        # PyTorch's gradients of gain and bias, which it sums in the half type, are off by 0.02 and
+        # 0.15 at 8192 rows, normlib's by a rounding.
+        "float16": 5e-2,
+        "bfloat16": 3e-1,
     }
 
     def fits(self, shape: Shape) -> bool:
