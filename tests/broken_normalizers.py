@@ -216,6 +216,13 @@ class ReturnsOneArray(RMSNorm):
         return kept, cache
 
 
+class ReturnsReadOnly(RMSNorm):
+    def forward(self, x, *, step=0, mask=None):
+        y, cache = super().forward(x, step=step, mask=mask)
+        y.flags.writeable = False
+        return y, cache
+
+
 class AddsToOneGradient(RMSNorm):
     def backward(self, dy, cache):
         dx, grads = super().backward(dy, cache)
@@ -376,6 +383,7 @@ BROKEN = [
     ("shapes_and_dtypes", IgnoresOut, "with out=a new array must return out"),
     ("shapes_and_dtypes", ReturnsItsInput, "must return memory of its own"),
     ("shapes_and_dtypes", ReturnsOneArray, "__call__ must return memory of its own; got an array"),
+    ("shapes_and_dtypes", ReturnsReadOnly, "__call__ must return arrays that the caller may write"),
     ("shapes_and_dtypes", AddsToOneGradient, "backward must return memory of its own; got an"),
     ("input_untouched", CentersInPlace, "forward must not change x"),
     ("input_untouched", ScalesGradientInPlace, "backward must not change dy"),

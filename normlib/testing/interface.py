@@ -112,6 +112,10 @@ def _expect_own_memory(norm: Normalizer, x: Array) -> None:
     for name, call in calls:
         held = [*norm.parameters.values(), *norm.buffers.values(), *call()]
         expect(
+            all(array.flags.writeable for array in call()),
+            f"{name} must return arrays that the caller may write to; got a read-only one",
+        )
+        expect(
             not any(np.shares_memory(new, old) for new in call() for old in held),
             f"{name} must return memory of its own; got an array that it had returned before, or "
             "one of parameters or buffers. Make a new array in each call",
