@@ -1,5 +1,7 @@
 """A third-party distribution, outside the source tree, from its entry point to a trained LSTM."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -8,33 +10,12 @@ from normlib.testing import check_normalizer
 
 pytest_plugins = ["plugins"]
 
-SOURCE = '''
-    import numpy as np
-    import normlib
-
-
-    class RootMeanSquare(normlib.Normalizer):
-        """y = gain * x / sqrt(mean(x**2) + eps) + bias"""
-
-        per_sample = True
-
-        def forward(self, x, *, step=0, mask=None):
-            x = self.check_input(x, step=step, mask=mask)
-            rstd = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.eps)
-            xhat = x * rstd
-            return self.affine(xhat), (xhat, rstd)
-
-        def backward(self, dy, cache):
-            xhat, rstd = cache
-            dxhat, grads = self.affine_backward(dy, xhat)
-            along = np.mean(dxhat * xhat, axis=-1, keepdims=True)
-            return rstd * (dxhat - xhat * along), grads
-'''
+SOURCE = Path(__file__).with_name("python_norm.py").read_text(encoding="utf-8")
 
 
 @pytest.fixture
 def plugin(installer):
-    entry_points = "root-mean-square = third_party_norm:RootMeanSquare"
+    entry_points = "root-mean-square = third_party_norm:RMSNorm"
     installer.install("third-party-norm", entry_points, third_party_norm=SOURCE)
     return "root-mean-square"
 

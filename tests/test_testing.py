@@ -11,11 +11,11 @@ from broken_normalizers import (
     DoublesGradient,
     HoldsLock,
     KnowsTwoSteps,
-    RMSNorm,
     TakesNoKeywords,
 )
 from normlib import testing
 from normlib.testing import CHECKS, ConformanceError, check_normalizer
+from python_norm import RMSNorm
 
 # ---- sound normalizers ----------------------------------------------------------------------
 
