@@ -31,6 +31,7 @@ cnp.import_array()
 cdef enum:
     PIECE = 16384        # elements of a plane that are one work item
     FAR = 1 << 23        # elements of arrays out of every cache, where long rows go one by one
+    REGISTERS = 4        # vectors of channels whose factors stay in registers
     BUFFER = 4096        # elements that are put together before they are streamed
 
 
@@ -114,6 +115,32 @@ cdef inline void normalize_plane(
         vstore_first(at_out(y, i), vfma(vload_first(at(x, i), n - i) - m, s, t), n - i)
 
 
+cdef inline void normalize_narrow(
+    const vreal *x,         # IN  (n_rows, channels)
+    const vreal *factors,   # IN  (3, channels)
+    vreal *y,               # OUT (n_rows, channels), may be x
+    Py_ssize_t n_rows,
+    Py_ssize_t channels,    # REGISTERS vectors
+    bint stream,            # a constant: past the cache
+) noexcept nogil:
+    """Rows in the order of memory, their factors in registers."""
+    cdef vreal m[REGISTERS]
+    cdef vreal s[REGISTERS]
+    cdef vreal t[REGISTERS]
+    cdef int k
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t j
+    for k in range(REGISTERS):
+        m[k] = at(factors, k * lanes(x))[0]
+        s[k] = at(factors, channels + k * lanes(x))[0]
+        t[k] = at(factors, 2 * channels + k * lanes(x))[0]
+    while i < n_rows * channels:
+        for k in range(REGISTERS):
+            j = i + k * lanes(x)
+            vstore(at_out(y, j), vfma(at(x, j)[0] - m[k], s[k], t[k]), stream)
+        i += channels
+
+
 cdef void normalize_rows(
     const vreal *x,         # IN  (outer, channels)
     const vreal *gain,      # IN  (channels,) or NULL
@@ -135,6 +162,12 @@ cdef void normalize_rows(
     if stream and channels > NARROW and shape.outer * channels >= FAR:
         together = 1
     x = at(x, row * channels)
+    if channels == REGISTERS * lanes(x) and doubles[0] == channels:
+        if stream:
+            normalize_narrow(x, factors, y, stop - row, channels, True)
+        else:
+            normalize_narrow(x, factors, y, stop - row, channels, False)
+        return
     while row < stop:
         n_rows = min(together, stop - row)
         first = 0
