@@ -352,3 +352,17 @@ def test_too_few_values_are_refused(rng):
         normlib.batch_norm_forward(x, mask=np.arange(4) == 2)
     # One row suffices where a channel has more values than one.
     normlib.batch_norm_forward(rng.standard_normal((1, 3, 2)), channel_axis=1)
+
+
+@pytest.mark.parametrize("channels", [16, 32, 64])
+@pytest.mark.parametrize("rows", [300, 70000])
+def test_narrow_rows_have_the_same_bits_beside_other_channels(
+    cpu_level, n_threads, channels, rows, rng
+):
+    """Whole rows of a few vectors have a loop of their own, in the cache and past it."""
+    x = rng.standard_normal((rows, channels + 8), dtype=np.float32)
+    gain, bias, mean = rng.standard_normal((3, channels + 8), dtype=np.float32)
+    var = rng.uniform(0.5, 2, channels + 8)
+    y = normlib.batch_norm(x, mean, var, gain, bias)
+    narrow = [a[..., :channels].copy() for a in (x, mean, var, gain, bias)]
+    np.testing.assert_array_equal(normlib.batch_norm(*narrow), y[:, :channels])

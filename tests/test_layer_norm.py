@@ -216,3 +216,12 @@ def test_arrays_that_leave_the_cache(cpu_level, n_threads, features, offset, rng
     assert (memory[start + x.size :] == 7).all()
     normlib.layer_norm(x, gain, bias, out=x)
     np.testing.assert_array_equal(x, out)
+
+
+@pytest.mark.parametrize("function", [normlib.layer_norm, normlib.rms_norm])
+def test_rows_past_every_cache_have_the_same_bits(cpu_level, n_threads, function, rng):
+    x = rng.standard_normal((8195, 1024), dtype=np.float32)
+    gain = rng.standard_normal(1024, dtype=np.float32)
+    y = function(x, gain)
+    for rows in (slice(0, 7), slice(4090, 4101), slice(-3, None)):
+        np.testing.assert_array_equal(y[rows], function(x[rows], gain))

@@ -12,14 +12,15 @@ A single row has no statistics of its own: it takes given ones, as constants.
 from libc.math cimport sqrt
 
 from normlib._kernels.channel_gradients cimport (
-    MEAN, OFFSET, RSTD, SCALE, add_steep, finish_gradients, input_gradient_columns,
-    input_gradient_double, scale_by_gain, sum_double, sum_rows,
+    MEAN, OFFSET, RSTD, SCALE, input_gradient_columns, input_gradient_double, sum_double, sum_rows,
 )
 from normlib._kernels.channel_moments cimport finish_channels, finish_merged, moments_columns
+from normlib._kernels.channel_outputs cimport normalize_columns, normalize_double
 from normlib._kernels.channels cimport (
-    PAIR, STRIP, Shape, Statistics, block_size, clear_sums, find_doubles, gain_of,
-    normalize_columns, normalize_double, rows_together, scale_channels,
+    PAIR, STRIP, Shape, Statistics, block_size, clear_sums, find_doubles, gain_of, rows_together,
+    scale_channels,
 )
+from normlib._kernels.gradient_factors cimport add_steep, finish_gradients, scale_by_gain
 from normlib._kernels.rows cimport Merged, merge, merge_none
 from normlib._kernels.vec cimport at, at_out, vf32, vget, vput, vreal, vround
 

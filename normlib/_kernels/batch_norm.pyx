@@ -12,9 +12,12 @@ from libc.math cimport isinf
 
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
+from normlib._kernels.channel_outputs cimport (
+    REGISTERS, normalize_columns, normalize_double, normalize_narrow, normalize_plane,
+)
 from normlib._kernels.channels cimport (
-    NARROW, PAIR, Shape, Statistics, beyond, find_doubles, load_doubles, normalize_columns,
-    normalize_double, rows_together, scale_channels, store_doubles, sweep_start,
+    NARROW, PAIR, Shape, Statistics, beyond, find_doubles, load_doubles, rows_together,
+    scale_channels, store_doubles, sweep_start,
 )
 from normlib._kernels.lines cimport MAX_HELD, Lines, close_lines, open_lines, pass_lines
 from normlib._kernels.norm_rows cimport NormForward, forward_capsule
@@ -23,7 +26,7 @@ from normlib._kernels.plain cimport (
 )
 from normlib._kernels.vec cimport (
     STREAM_FLOATS, VF64_LANES, at, at_out, lanes, to_boundary, vec_fence, vf32, vf64, vf64_set,
-    vf64_sqrt, vfma, vget, vload_first, vreal, vselect_lt, vset, vstore, vstore_first,
+    vf64_sqrt, vfma, vget, vload_first, vreal, vselect_lt, vstore_first,
 )
 
 cnp.import_array()
@@ -31,62 +34,7 @@ cnp.import_array()
 cdef enum:
     PIECE = 16384        # elements of a plane that are one work item
     FAR = 1 << 23        # elements of arrays out of every cache, where long rows go one by one
-    REGISTERS = 4        # vectors of channels whose factors stay in registers
     BUFFER = 4096        # elements that are put together before they are streamed
-
-
-cdef inline void normalize_plane(
-    const vreal *x,         # IN  (n,)
-    vreal *y,               # OUT (n,), may be x
-    Py_ssize_t n,
-    double mean,
-    double scale,
-    double offset,
-    bint stream,            # a constant: past the cache
-) noexcept nogil:
-    cdef vreal m = vset(mean, x)
-    cdef vreal s = vset(scale, x)
-    cdef vreal t = vset(offset, x)
-    cdef int k
-    cdef Py_ssize_t width = lanes(x)
-    cdef Py_ssize_t i = 0
-    cdef Py_ssize_t j
-    while i + 4 * width <= n:
-        for k in range(4):
-            j = i + k * width
-            vstore(at_out(y, j), vfma(at(x, j)[0] - m, s, t), stream)
-        i += 4 * width
-    while i + width <= n:
-        vstore(at_out(y, i), vfma(at(x, i)[0] - m, s, t), stream)
-        i += width
-    if i < n:
-        vstore_first(at_out(y, i), vfma(vload_first(at(x, i), n - i) - m, s, t), n - i)
-
-
-cdef inline void normalize_narrow(
-    const vreal *x,         # IN  (n_rows, channels)
-    const vreal *factors,   # IN  (3, channels)
-    vreal *y,               # OUT (n_rows, channels), may be x
-    Py_ssize_t n_rows,
-    Py_ssize_t channels,    # REGISTERS vectors
-    bint stream,            # a constant: past the cache
-) noexcept nogil:
-    """Rows in the order of memory, their factors in registers."""
-    cdef vreal m[REGISTERS]
-    cdef vreal s[REGISTERS]
-    cdef vreal t[REGISTERS]
-    cdef int k
-    cdef Py_ssize_t i = 0
-    cdef Py_ssize_t j
-    for k in range(REGISTERS):
-        m[k] = at(factors, k * lanes(x))[0]
-        s[k] = at(factors, channels + k * lanes(x))[0]
-        t[k] = at(factors, 2 * channels + k * lanes(x))[0]
-    while i < n_rows * channels:
-        for k in range(REGISTERS):
-            j = i + k * lanes(x)
-            vstore(at_out(y, j), vfma(at(x, j)[0] - m[k], s[k], t[k]), stream)
-        i += channels
 
 
 cdef void normalize_rows(

@@ -16,14 +16,15 @@ from cython.parallel cimport prange
 from normlib._kernels.arrays cimport address, dim, is_single
 from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.channel_gradients cimport (
-    MEAN, OFFSET, RSTD, SCALE, add_steep, finish_gradients, input_gradient_columns,
-    input_gradient_double, input_gradient_plane, scale_by_gain, sum_double, sum_planes, sum_rows,
+    MEAN, OFFSET, RSTD, SCALE, input_gradient_columns, input_gradient_double, input_gradient_plane,
+    sum_double, sum_planes, sum_rows,
 )
 from normlib._kernels.channels cimport (
     PAIR, PANEL, Shape, Statistics, add_blocks, beyond, block_size, clear_sums, find_doubles,
     gain_of, items_per_block, n_items, padded_channels, rows_together, scale_channels, scratch_size,
     sweep_start,
 )
+from normlib._kernels.gradient_factors cimport add_steep, finish_gradients, scale_by_gain
 from normlib._kernels.plain cimport (
     as_doubles, find_channels, is_eps, is_input, is_like, is_parameter, new_vector,
 )

@@ -18,8 +18,8 @@ A channel whose scale, gain * rstd, is beyond the range of its type is done in d
 """
 from normlib._kernels.rows cimport vector_range
 from normlib._kernels.vec cimport (
-    MAX_PARTS, VF64_LANES, at, at_out, lanes, vabs, vf64, vf64_set, vfirst, vfma, vget, vload,
-    vload_first, vmax, vmin, vnarrow, vput, vreal, vset, vstore, vstore_first, vwiden,
+    MAX_PARTS, VF64_LANES, at, at_out, lanes, vabs, vf64, vf64_set, vfirst, vget, vload, vmax, vmin,
+    vnarrow, vreal, vset, vstore_first, vwiden,
 )
 
 cdef enum:
@@ -272,56 +272,3 @@ cdef inline void find_doubles(
                 doubles[n] = c
                 n += 1
     doubles[n] = channels
-
-
-cdef inline void normalize_double(
-    const vreal *x,         # IN
-    const vreal *gain,      # IN  (channels,) or NULL
-    const vreal *bias,      # IN  (channels,) or NULL
-    vreal *y,               # OUT, may be x
-    Py_ssize_t n,
-    const Statistics *statistics,
-    Py_ssize_t c,
-) noexcept nogil:
-    """n neighbours of channel c."""
-    cdef double v
-    cdef Py_ssize_t i
-    for i in range(n):
-        v = ((vget(x, i) - statistics.mean[c]) - rest_of(statistics, c)) * statistics.rstd[c]
-        v = v * gain_of(gain, c)
-        if bias != NULL:
-            v += vget(bias, c)
-        vput(y, i, v)
-
-
-cdef inline void normalize_columns(
-    const vreal *x,         # IN  (n_rows, channels)
-    const vreal *factors,   # IN  (3, padded)
-    vreal *y,               # OUT (n_rows, channels), may be x
-    Py_ssize_t n_rows,
-    Py_ssize_t channels,
-    Py_ssize_t padded,
-    Py_ssize_t first,
-    Py_ssize_t stop,
-    bint stream,            # a constant: past the cache
-) noexcept nogil:
-    """Some columns of some rows, a vector of factors being loaded once."""
-    cdef vreal m, s, t
-    cdef Py_ssize_t width = lanes(x)
-    cdef Py_ssize_t c = first
-    cdef Py_ssize_t left, r
-    while c + width <= stop:
-        m = at(factors, c)[0]
-        s = at(factors, padded + c)[0]
-        t = at(factors, 2 * padded + c)[0]
-        for r in range(n_rows):
-            vstore(at_out(y, r * channels + c), vfma(at(x, r * channels + c)[0] - m, s, t), stream)
-        c += width
-    left = stop - c
-    if left > 0:
-        m = vload_first(at(factors, c), left)
-        s = vload_first(at(factors, padded + c), left)
-        t = vload_first(at(factors, 2 * padded + c), left)
-        for r in range(n_rows):
-            vstore_first(at_out(y, r * channels + c),
-                         vfma(vload_first(at(x, r * channels + c), left) - m, s, t), left)

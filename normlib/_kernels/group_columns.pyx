@@ -22,9 +22,9 @@ from cython.parallel cimport prange
 from libc.math cimport isfinite, sqrt
 
 from normlib._kernels.arrays cimport address, dim, is_single
+from normlib._kernels.channel_outputs cimport normalize_columns
 from normlib._kernels.channels cimport (
-    PAIR, Shape, Statistics, find_doubles, normalize_columns, rows_together, scale_channels,
-    sweep_start,
+    PAIR, Shape, Statistics, find_doubles, rows_together, scale_channels, sweep_start,
 )
 from normlib._kernels.group_columns cimport (
     Columns, QUICK_SUMS, WIDE_SUMS, elements, few_sums, find_columns, group_sum, repeat_channels,

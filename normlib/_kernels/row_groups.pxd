@@ -32,6 +32,10 @@ from normlib._kernels.vec cimport (
     STREAM_FLOATS, at, at_out, vbrain, vec_fence, vf32, vf64, vhalf, vreal,
 )
 
+cdef enum:
+    ALONE = 4096            # bytes of rows that are streamed one by one, at least,
+    FAR = 1 << 25           # in arrays of so many bytes, at least
+
 # Normalizes rows of T, computed in float, or in double if that is T; whoever has no bias, or no
 # mean, leaves it alone.
 ctypedef void (*NormalizeGroup)(
@@ -140,10 +144,18 @@ cdef inline Py_ssize_t group_rows(Py_ssize_t n, Py_ssize_t item) noexcept nogil:
     return max(1, min(GROUP, 4 * GROUP_FLOATS // (n * item)))
 
 
+cdef inline Py_ssize_t rows_together(const Rows *rows) noexcept nogil:
+    """Rows of a group; one, where the processor fetches the next while this goes to memory."""
+    if (rows.stream and rows.residual == NULL and not is_half(rows.kind)
+            and rows.n * rows.item >= ALONE and rows.n_rows * rows.n * rows.item >= FAR):
+        return 1
+    return group_rows(rows.n, rows.item)
+
+
 cdef inline void normalize_part(const Rows *rows, int part, int n_parts) noexcept nogil:
     """The groups of one of n_parts equal parts."""
     cdef Py_ssize_t n = rows.n
-    cdef Py_ssize_t size = group_rows(n, rows.item)
+    cdef Py_ssize_t size = rows_together(rows)
     cdef Py_ssize_t n_groups = (rows.n_rows + size - 1) // size
     cdef Py_ssize_t first = n_groups * part // n_parts * size
     cdef Py_ssize_t stop = min(n_groups * (part + 1) // n_parts * size, rows.n_rows)
