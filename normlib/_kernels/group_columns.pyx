@@ -31,9 +31,9 @@ from normlib._kernels.group_columns cimport (
     sample_sums, sums_by_channel, together_from,
 )
 from normlib._kernels.plain cimport new_vector
+from normlib._kernels.quick_moments cimport good_moments
 from normlib._kernels.rows cimport (
-    FOLD, ScaledMoments, good_moments, needs_scaling, scaled_moments, scaled_xhat, unscaled_mean,
-    unscaled_rstd,
+    FOLD, ScaledMoments, needs_scaling, scaled_moments, scaled_xhat, unscaled_mean, unscaled_rstd,
 )
 from normlib._kernels.vec cimport (
     STREAM_FLOATS, at, at_out, lanes, to_boundary, vec_fence, vf32, vf64, vget, vput, vreal, vround,

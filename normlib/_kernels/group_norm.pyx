@@ -22,10 +22,10 @@ from normlib._kernels.buffers cimport aligned_like
 from normlib._kernels.groups cimport Layout, find_groups, is_short
 from normlib._kernels.norm_rows cimport NormForward, forward_capsule
 from normlib._kernels.plain cimport apart, is_eps, is_input, is_output, is_parameter
+from normlib._kernels.quick_moments cimport QUICK, output_moments, short_group_moments
 from normlib._kernels.rows cimport (
-    GROUP, GROUP_FLOATS, Moments, QUICK, SHORT, ScaledMoments, needs_scaling, output_moments,
-    row_moments, scaled_moments, scaled_xhat, short_group_moments, unscaled_mean, unscaled_rstd,
-    vector_range,
+    GROUP, GROUP_FLOATS, SHORT, Moments, ScaledMoments, needs_scaling, row_moments, scaled_moments,
+    scaled_xhat, unscaled_mean, unscaled_rstd, vector_range,
 )
 from normlib._kernels.vec cimport (
     MAX_WIDE_VECS, STREAM_FLOATS, VF64_LANES, at, at_out, lanes, to_boundary, vec_fence, vf32, vf64,

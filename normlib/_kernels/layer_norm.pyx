@@ -17,13 +17,13 @@ from libc.math cimport sqrt
 from normlib._kernels.affine cimport affine_row
 from normlib._kernels.arrays cimport dim
 from normlib._kernels.norm_rows cimport NormForward, NormRows, forward_capsule, rows_capsule
+from normlib._kernels.quick_moments cimport QUICK, output_moments, short_group_moments
 from normlib._kernels.row_groups cimport (
     Normalization, NormalizeGroup, normalize, normalize_plain,
 )
 from normlib._kernels.rows cimport (
-    GROUP, Moments, QUICK, SHORT, ScaledMoments, needs_scaling, output_moments, row_moments,
-    scaled_moments, scaled_xhat, short_group_moments, unscaled_mean, unscaled_rstd,
-    vector_range,
+    GROUP, SHORT, Moments, ScaledMoments, needs_scaling, row_moments, scaled_moments, scaled_xhat,
+    unscaled_mean, unscaled_rstd, vector_range,
 )
 from normlib._kernels.vec cimport (
     MAX_PARTS, MAX_WIDE_VECS, VF64_LANES, at, at_out, lanes, to_boundary, vbrain, vec_prefetch,

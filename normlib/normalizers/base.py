@@ -11,7 +11,7 @@ statistics). The method is the mode; there is no training flag::
 
 A subclass declares `Normalizer.per_sample`, writes `Normalizer.forward` and `Normalizer.backward`
 (and ``__call__``, unless inference is just forward without the cache) and inherits everything else:
-configuration, state and pickling (`state`), checks and the affine part (`helpers`).
+configuration, state and pickling (`state`), checks, gain and bias (`affine`).
 
 What the RNN does with a normalizer at time step t, of whose batch ``valid`` rows are not padding::
 
@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from normlib.arrays import Array
 from normlib.errors import PluginError
-from normlib.normalizers.helpers import Helpers
+from normlib.normalizers.affine import Affine
 from normlib.normalizers.rows import RowFunctions
 
 __all__ = ["Normalizer"]
@@ -100,7 +100,7 @@ def as_pair(result: object, method: str, owner: str, parts: str) -> tuple[Any, A
     )
 
 
-class Normalizer(Helpers, abc.ABC):
+class Normalizer(Affine, abc.ABC):
     """Base class of all normalizers over the last axis.
 
     Parameters

@@ -1,4 +1,4 @@
-"""What the methods of normalizers share: checks of what they are given, and gain and bias."""
+"""Gain and bias of normalizers, and the checks of what their methods are given."""
 
 from typing import Any, TypeVar
 
@@ -17,12 +17,12 @@ from normlib.arrays import (
 from normlib.errors import ParameterError, ShapeError
 from normlib.normalizers.state import Stateful
 
-__all__ = ["Helpers"]
+__all__ = ["Affine"]
 
 CacheT = TypeVar("CacheT")
 
 
-class Helpers(Stateful):
+class Affine(Stateful):
     """The base of `Normalizer`, for use by its subclasses."""
 
     def check_input(
