@@ -93,12 +93,12 @@ class Op(Operation):
     min_ndim: int = 2
     max_ndim: int = 2
     min_rows: int = 1
+    floor: float = 1.15
+    near_floor: float | None = 1.05
 
     unit: ClassVar[str] = "GB/s"
     roof: ClassVar[str] = "copy"
     roof_method: ClassVar[str] = "copy"
-    floor: ClassVar[float] = 1.15
-    near_floor: ClassVar[float] = 1.05
     tolerances: ClassVar[dict[str, float]] = {
         "float32": 1e-4,
         "float64": 1e-10,

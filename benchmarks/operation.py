@@ -34,8 +34,10 @@ class Operation(abc.ABC):
     #: Another operation, whose peers are timed too, and in one word what it is.
     beside: str = ""
     beside_kind: str = "plain"
-    #: Whether normlib alone is timed there, instead of its peers; and the least ratio to reach.
+    #: Whether normlib alone is timed there, instead of its peers; the least ratio to reach at a
+    #: shape, and the geometric mean.
     beside_own: bool = False
+    beside_floor: float = 1.0
     beside_goal: float = 1.0
     #: The method with which a peer takes part; "": that of the operation's name.
     method: ClassVar[str] = ""
@@ -46,9 +48,10 @@ class Operation(abc.ABC):
     roof_method: ClassVar[str]
     #: Whether the roofline is the best time of each that runs it, or the median.
     best_roof: ClassVar[bool] = False
-    #: The least ratio to reach at a shape, and that where the rival itself is near the roof.
-    floor: ClassVar[float]
-    near_floor: ClassVar[float]
+    #: The least ratio to reach at a shape, and that where the rival itself is near the roof, if it
+    #: is another one.
+    floor: float
+    near_floor: float | None = None
     #: Error allowed to a contestant, by dtype, of the largest value of each output: tells a wrong
     #: formula from another order of summing, not an exact kernel from a sloppy one.
     tolerances: ClassVar[dict[str, float]]

@@ -80,7 +80,7 @@ def _row(result: Result, names: Sequence[str], plain: bool) -> list[Cell]:
         Cell(result.rival or ""),
         *(
             [
-                _ratio(result.plain_lead, result.case.operation.beside_goal),
+                _ratio(result.plain_lead, result.case.operation.beside_floor),
                 Cell(result.plain_rival or ""),
             ]
             if plain

@@ -80,7 +80,7 @@ class Result:
         """The lead to reach."""
         op = self.case.operation
         near = self.rival is not None and (self.of_roof(self.rival) or 0) > NEAR
-        return op.near_floor if near else op.floor
+        return op.near_floor if near and op.near_floor is not None else op.floor
 
     def speed(self, name: str = REFERENCE) -> float | None:
         """GB/s, of the bytes that a perfect kernel moves; or GFLOP/s."""
@@ -168,7 +168,7 @@ def summarize(results: Sequence[Result]) -> list[Summary]:
         plain_leads = [
             Lead(
                 result.plain_lead,
-                op.beside_goal,
+                op.beside_floor,
                 result.case.shape,
                 f"{result.plain_rival}, {op.beside_kind}",
             )

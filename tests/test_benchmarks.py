@@ -212,8 +212,9 @@ def test_a_normalized_network_is_compared_with_the_plain_ones():
     assert measured.plain_of_roof("ONNX Runtime") == pytest.approx(2 * share)
     assert measured.plain_of_roof("JAX") is None
     own, plain = summarize([measured])
-    assert (own.mean, own.losses, own.goal) == (4.0, 0, 1.0)
+    assert (own.mean, own.losses, own.goal, own.worst.goal) == (4.0, 0, 2.3, 1.3)
     assert (plain.mean, plain.losses, plain.worst.rival) == (0.5, 1, "ONNX Runtime, plain")
+    assert (plain.goal, plain.worst.goal) == (1.1, 1.0)
     assert layer_result(1.0, {}, {}).plain_lead is None
 
 
