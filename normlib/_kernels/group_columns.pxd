@@ -11,7 +11,7 @@ from cython.parallel cimport prange
 
 from normlib._kernels.rows cimport FOLD
 from normlib._kernels.vec cimport (
-    MAX_PARTS, VF64_LANES, at, lanes, vadd_to, vf64, vf64_set, vfirst, vfma, vload, vload_first,
+    MAX_PARTS, VF64_LANES, at, lanes, vadd_to, vec_prefetch, vf64, vf64_set, vfirst, vfma, vload, vload_first,
     vload_wide, vreal, vset, vwiden,
 )
 
@@ -78,6 +78,8 @@ cdef inline void quick_sums(
     cdef vreal d
     cdef Py_ssize_t r
     for r in range(n_rows):
+        if n_rows == FOLD:
+            vec_prefetch(at(x, (r + FOLD) * width))
         d = vload(at(x, r * width), n, full) - m
         if not full:
             d = vfirst(d, n)
