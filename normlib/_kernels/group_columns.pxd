@@ -11,8 +11,8 @@ from cython.parallel cimport prange
 
 from normlib._kernels.rows cimport FOLD
 from normlib._kernels.vec cimport (
-    MAX_PARTS, VF64_LANES, at, lanes, vadd_to, vec_prefetch, vf64, vf64_set, vfirst, vfma, vload, vload_first,
-    vload_wide, vreal, vset, vwiden,
+    MAX_PARTS, VF64_LANES, at, lanes, vadd_to, vec_prefetch, vf64, vf64_set, vfirst, vfma, vload,
+    vload_first, vload_wide, vreal, vset, vwiden,
 )
 
 cdef enum:
