@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.cases import OPS, format_shape
-from benchmarks.peers import PEERS, REFERENCE
+from benchmarks.peers import PEERS, REFERENCE, SCRIPTED
 from benchmarks.results import Report, Result, Summary, by_operation, summarize
 
 __all__ = ["markdown", "print_head", "print_results", "tables"]
@@ -108,8 +108,9 @@ def _digits(value: float) -> str:
 
 
 def _summary(summaries: Sequence[Summary]) -> Grid:
+    scripted = any(name in s.worst.rival or name in s.title for s in summaries for name in SCRIPTED)
     grid = Grid(
-        "Leads over the faster of PyTorch, or TorchScript, and ONNX Runtime",
+        f"Leads over the faster of PyTorch{', or TorchScript,' if scripted else ''} and ONNX Runtime",
         ["operation", "dtype", "threads", "geometric mean", "goal", "floor", "at", "losses"],
     )
     for s in summaries:
