@@ -109,8 +109,9 @@ def _digits(value: float) -> str:
 
 def _summary(summaries: Sequence[Summary]) -> Grid:
     scripted = any(name in s.worst.rival or name in s.title for s in summaries for name in SCRIPTED)
+    rivals = "PyTorch, or TorchScript," if scripted else "PyTorch"
     grid = Grid(
-        f"Leads over the faster of PyTorch{', or TorchScript,' if scripted else ''} and ONNX Runtime",
+        f"Leads over the faster of {rivals} and ONNX Runtime",
         ["operation", "dtype", "threads", "geometric mean", "goal", "floor", "at", "losses"],
     )
     for s in summaries:
