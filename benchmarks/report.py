@@ -121,7 +121,7 @@ def _summary(summaries: Sequence[Summary]) -> Grid:
                 Cell(s.dtype),
                 Cell(str(s.threads)),
                 _ratio(s.mean, s.goal),
-                Cell(f"{s.goal:.2g}"),
+                Cell(f"{s.goal:.3g}"),
                 _ratio(s.worst.ratio, s.worst.goal),
                 Cell(f"{format_shape(s.worst.shape)}, {s.worst.rival}"),
                 Cell(f"{s.losses} of {s.shapes}"),
