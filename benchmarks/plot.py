@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.cases import OPS, format_shape
 from benchmarks.peers import REFERENCE
-from benchmarks.results import Report, Result, by_operation
+from benchmarks.results import DTYPES, Report, Result, by_operation
 
 __all__ = ["plot"]
 
@@ -28,6 +28,7 @@ COLOURS = {
 ROOF = "#222222"
 DPI = 110
 ROW_HEIGHT = 1.9
+LEGEND = 5  # entries of a line of the legend, at most
 
 
 def plot(report: Report, path: Path) -> list[Path]:
@@ -37,7 +38,7 @@ def plot(report: Report, path: Path) -> list[Path]:
     operation, in float32, or in float64 where that is all there is.
     """
     drawn = [r for r in report.results if r.roof and not r.case.operation.fixed]
-    dtype = min((result.case.dtype for result in drawn), default="")
+    dtype = min((result.case.dtype for result in drawn), default="", key=DTYPES.index)
     paths = []
     for n_threads in sorted({result.threads for result in drawn}):
         count = "1 thread" if n_threads == 1 else f"{n_threads} threads"
@@ -70,11 +71,12 @@ def _figure(results: Sequence[Result], title: str) -> Figure:
         handles, own = axes.get_legend_handles_labels()
         labelled.update(zip(own, handles, strict=True))
     labels = sorted(labelled, key=lambda label: (label == op.roof, ", " in label))
+    n_lines = -(-len(labels) // LEGEND)
     figure.legend(
         [labelled[label] for label in labels],
         labels,
         loc="outside lower center",
-        ncols=len(labels),
+        ncols=-(-len(labels) // n_lines),
         frameon=False,
         fontsize=8,
     )

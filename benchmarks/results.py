@@ -16,8 +16,19 @@ from benchmarks.cases import OPS, Case, format_shape
 from benchmarks.operation import Shape
 from benchmarks.peers import PEERS, REFERENCE, RIVALS, SCRIPTED, absent, version
 
-__all__ = ["Report", "Result", "Summary", "by_operation", "geometric_mean", "machine", "summarize"]
+__all__ = [
+    "DTYPES",
+    "Report",
+    "Result",
+    "Summary",
+    "by_operation",
+    "geometric_mean",
+    "machine",
+    "summarize",
+]
 
+# In the order of tables; pictures show the first that there is.
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 NEAR = 0.8  # of the roof: where a rival is as near as this, less of a lead is left to gain
 # Variables that change the speed: spinning OpenMP threads, normlib's CPU level, huge pages.
 ENVIRONMENT = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "NORMLIB_CPU", "NUMPY_MADVISE_HUGEPAGE")
@@ -120,7 +131,7 @@ def by_operation(results: Sequence[Result]) -> dict[tuple[int, str, str], list[R
         key = (result.threads, result.case.op, result.case.dtype)
         groups.setdefault(key, []).append(result)
     places = list(OPS)
-    order = sorted(groups, key=lambda key: (key[0], places.index(key[1]), key[2]))
+    order = sorted(groups, key=lambda key: (key[0], places.index(key[1]), DTYPES.index(key[2])))
     return {key: groups[key] for key in order}
 
 
