@@ -140,6 +140,22 @@ def test_bits_where_statistics_of_doubles_overflow(cell, value):
 
 
 @every_cell
+def test_bits_where_differences_of_doubles_overflow(cell):
+    """Their statistics are scaled step by step; those of the fused loop are Inf, and not taken."""
+    results = []
+    for may_fuse in (True, False):
+        rnn = make(cell, sizes=(1, 7), may_fuse=may_fuse, rnn={"dtype": np.float64})
+        rng = np.random.default_rng(2)
+        for name, array in rnn.parameters.items():
+            if name.startswith("weight"):
+                array[...] = name.startswith("weight_ih")
+        x = np.array([[1, 1, 1], [-1, 1, 1], [-1, 1, 1], [1, 1, 1]])[..., np.newaxis] * 1.6e308
+        results.append(train(rnn, x, None, None, draw(rng, np.float64, 4, 3, 7), None))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@every_cell
 @every_dtype
 def test_levels(cell, dtype, monkeypatch, share):
     expected = None
